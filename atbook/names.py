@@ -1,0 +1,40 @@
+"""The names that recipes may use, checked without importing torch, so that a wrong one is refused at once."""
+
+import difflib
+import re
+
+DATASETS = ("shapes", "cifar10", "cifar100", "folder")
+METHODS = ("student", "at", "kd", "at+kd")
+MAPPINGS = ("f_sum", "f_max")
+
+
+def choose(what: str, name: str, allowed: tuple[str, ...]) -> str:
+    """Return ``name`` if it is allowed.
+
+    Raises:
+        ValueError: naming the value, what is allowed and, where one is near, what was probably meant.
+    """
+    if name in allowed:
+        return name
+    near = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what} {name!r} is unknown: choose one of {', '.join(map(repr, allowed))}{hint}")
+
+
+def wrn_shape(name: str) -> tuple[int, int]:
+    """Depth and width of a wide residual network: ``"wrn-16-2"`` gives ``(16, 2)``.
+
+    Raises:
+        ValueError: if the name is not ``wrn-DEPTH-WIDTH``, the depth is not 6n+4 with n >= 1
+            (three groups of n blocks of two convolutions, and four more layers), or the width is 0.
+    """
+    match = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", str(name))
+    if not match:
+        raise ValueError(f"network {name!r} is unknown: write wrn-DEPTH-WIDTH, for example 'wrn-16-1' or 'wrn-40-2'")
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6:
+        lower = max(10, depth - (depth - 4) % 6)
+        raise ValueError(f"network {name!r} has depth {depth}, which is not 6n+4: use {lower} or {lower + 6}")
+    if width == 0:
+        raise ValueError(f"network {name!r} has width 0: the width multiplies the channels and is 1 or more")
+    return depth, width

@@ -1,0 +1,124 @@
+"""One typed, validated description of a training run. Imports no torch, so that a wrong field is refused at once."""
+
+import json
+import math
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from atbook.names import DATASETS, MAPPINGS, METHODS, choose, wrn_shape
+
+Network = Annotated[str, AfterValidator(lambda name: (wrn_shape(name), name)[1])]
+
+
+def _one_of(what: str, allowed: tuple[str, ...]):
+    return Annotated[str, AfterValidator(lambda name: choose(what, name, allowed))]
+
+
+class Recipe(BaseModel):
+    """What to train, on what, how. Defaults are the paper's and its authors' code, but for the number of epochs.
+
+    Raises:
+        ValueError: one sentence naming the unknown or impossible field, its value, and what is allowed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    dataset: _one_of("dataset", DATASETS) = Field("shapes", description="the images: " + ", ".join(DATASETS))
+    train_images: int | None = Field(None, ge=2, description="train on so many images, classes balanced; null for all")
+    student: Network = Field("wrn-16-1", description="the network that is trained: wrn-DEPTH-WIDTH, depth 6n+4")
+    teacher: Network | None = Field(None, description="the trained teacher's network; `train` fills it in")
+    method: _one_of("method", METHODS) = Field("student", description="what the student matches: " + ", ".join(METHODS))
+    epochs: int = Field(30, ge=1, description="passes over the training images (paper: 200)")
+    batch: int = Field(128, ge=1, description="images per step")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    schedule: _one_of("schedule", ("step", "one-cycle")) = Field(
+        "step", description="step: times 0.2 after 30, 60 and 80 % of the epochs; one-cycle: up for 30 %, then down"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="l2 penalty on all weights")
+    augment: _one_of("augment", ("crop-flip", "flip", "none")) = Field("crop-flip", description="random views")
+    beta: float = Field(1000.0, ge=0, description="weight of attention transfer, on the scale of the authors' code")
+    mapping: _one_of("mapping", MAPPINGS) = Field("f_sum", description="the attention map: " + ", ".join(MAPPINGS))
+    p: float = Field(2.0, ge=1, description="power of the mapping function")
+    form: _one_of("form", ("squared", "norm")) = Field("squared", description="of the attention-transfer loss")
+    groups: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Strict(False)] = Field(
+        (0, 1, 2), min_length=1, description="groups whose attention is transferred"
+    )
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of distillation; cross-entropy has 1 - alpha")
+    temperature: float = Field(4.0, gt=0, description="softens the logits in distillation")
+    precision: _one_of("precision", ("float32", "bfloat16")) = Field("float32", description="of the forward pass")
+    seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, order and augmentation")
+
+    def __init__(self, **fields: object) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ValueError(_sentence(error, tuple(type(self).model_fields))) from None
+
+    @model_validator(mode="after")
+    def _teacher_and_method_agree(self) -> Self:
+        if self.teacher and self.method == "student":
+            raise ValueError(f"method 'student' uses none, but teacher is {self.teacher!r}: drop it or choose a method")
+        return self
+
+    @classmethod
+    def from_strings(cls, fields: dict[str, str]) -> Self:
+        """A recipe from typed-in text: ``{"epochs": "3", "groups": "[2]", "method": "at"}``."""
+        return cls(**{name: _value(text) for name, text in fields.items()})
+
+
+def _value(text: str) -> object:
+    """Numbers, lists and null as JSON reads them; anything else is a name."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError, names: tuple[str, ...]) -> str:
+    """The first complaint of pydantic's report, in one sentence."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        try:
+            choose("recipe field", field, names)
+        except ValueError as unknown:
+            return str(unknown)
+    message = str(first.get("ctx", {}).get("error", first["msg"]))
+    if first["type"] == "value_error":
+        return message
+    return f"{field}={first['input']!r} is not possible: {message[0].lower() + message[1:]}"
+
+
+def weights(recipe: Recipe, progress: float) -> dict[str, float]:
+    """The weighted sum that a method minimises, at ``progress`` in [0, 1] of the training.
+
+    ``at``: cross-entropy + beta AT. ``kd``: (1 - alpha) cross-entropy + alpha KD. ``at+kd``: both, with beta falling
+    linearly to zero: the paper decays it (section 4.1.2) without giving a schedule, so this one is ours.
+
+    Returns:
+        Term name (``ce``, ``at``, ``kd``) to weight.
+    """
+    alpha = recipe.alpha if "kd" in recipe.method else 0.0
+    terms = {"ce": 1.0 - alpha}
+    if "kd" in recipe.method:
+        terms["kd"] = alpha
+    if "at" in recipe.method:
+        terms["at"] = recipe.beta * (1.0 - progress if "kd" in recipe.method else 1.0)
+    return terms
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """The learning rate at ``progress`` in [0, 1] of the training.
+
+    ``step``: lr times 0.2 for each of 30, 60 and 80 % passed (the authors' epochs 60, 120 and 160 of 200).
+    ``one-cycle``: a half cosine from lr/25 up to lr at 30 %, another down to lr/250000 (Smith and Topin, 2018;
+    the shape and the constants of ``torch.optim.lr_scheduler.OneCycleLR``).
+    """
+    if recipe.schedule == "step":
+        return recipe.lr * 0.2 ** sum(progress >= milestone for milestone in (0.3, 0.6, 0.8))
+    start, end, part = recipe.lr / 25, recipe.lr, progress / 0.3
+    if progress > 0.3:
+        start, end, part = recipe.lr, recipe.lr / 250_000, (progress - 0.3) / 0.7
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2

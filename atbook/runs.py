@@ -1,0 +1,269 @@
+"""Receipts: what was trained, on what, how, by which code, and what came out. A run is a folder that can be checked.
+
+``receipt.json`` holds everything but the weights, ``weights.safetensors`` the trained network,
+``checkpoint.safetensors`` (until the run ends) what resuming needs.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Self
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load as load_tensors
+
+from atbook import __version__
+from atbook.models import WideResNet, build
+from atbook.recipes import Recipe
+
+_MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
+
+
+class Data(BaseModel):
+    """The images of a run: a name for tables, how many, of how many classes, and their hashes."""
+
+    label: str
+    train: int
+    test: int
+    classes: int
+    fingerprint: str
+
+
+class Teacher(BaseModel):
+    """The teacher of a run: its network, its own test error in %, and the hash of its weights."""
+
+    network: str
+    test_error: float
+    weights: str
+
+
+class Run(BaseModel):
+    """One training run, as its folder tells it.
+
+    Attributes:
+        folder: where it lies; not part of the receipt.
+        key: hash of recipe, data, teacher and code: equal keys mean the same training.
+        status: ``running`` (also after a kill), ``finished`` or ``failed``; ``reason`` says why it failed.
+        history: one row per epoch: ``epoch``, ``lr``, ``loss``, the terms of the loss, ``train_error`` and
+            ``test_error`` in %, ``seconds``.
+        weights: sha256 of ``weights.safetensors``; None until finished, or where the weights are not shipped.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: Path = Field(exclude=True)
+    key: str
+    status: Literal["running", "finished", "failed"] = "running"
+    reason: str | None = None
+    recipe: Recipe
+    data: Data
+    teacher: Teacher | None = None
+    history: list[dict[str, float]] = []
+    weights: str | None = None
+    provenance: dict[str, str | int | bool | None]
+
+    @property
+    def test_error(self) -> float:
+        """Test error in % after the last epoch so far (the last, never the best: no choice on test images).
+
+        Raises:
+            ValueError: if no epoch is finished.
+        """
+        if not self.history:
+            raise ValueError(
+                f"run {self.folder.name!r} has no finished epoch yet (status {self.status}): train it first"
+            )
+        return self.history[-1]["test_error"]
+
+    @property
+    def seconds(self) -> float:
+        """Training and testing time so far, in seconds, over all resumed parts."""
+        return sum(row["seconds"] for row in self.history)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a run's receipt.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged.
+        """
+        path = Path(folder) / "receipt.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no run in {str(folder)!r} (no receipt.json): give a folder that atbook train wrote"
+            )
+        try:
+            return cls(folder=Path(folder), **json.loads(path.read_text()))
+        except (ValidationError, ValueError, TypeError) as error:
+            what = str(error).splitlines()[0]
+            why = f"receipt {str(path)!r} is damaged ({what}): restore it, or remove its folder and train again"
+            raise ValueError(why) from None
+
+    def save(self) -> None:
+        """Write the receipt, whole or not at all."""
+        write(self.folder / "receipt.json", (self.model_dump_json(indent=1) + "\n").encode())
+
+    def model(self) -> WideResNet:
+        """The trained network, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: if the weights are not there.
+            ValueError: if they are not the weights that the receipt names.
+        """
+        path = self.folder / "weights.safetensors"
+        if not path.is_file():
+            why = f"run {self.folder.name!r} (status {self.status}) has no {path.name}: train it to its end first"
+            raise FileNotFoundError(why)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.weights:
+            raise ValueError(f"{str(path)!r} does not match its receipt: restore the file, or train the run again")
+        model = build(self.recipe.student, self.data.classes)
+        model.load_state_dict(load_tensors(content))
+        return model.eval()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a neighbour first, flushed to the disk, then renamed.
+
+    Raises:
+        OSError: one sentence naming the folder, if it cannot be written to or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        why = f"cannot write {path.name} into {str(path.parent)!r} ({error.strerror}): choose another folder"
+        raise OSError(error.errno, why) from None
+
+
+def code_hash() -> str:
+    """Hash of the modules that a result depends on; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for name in _MODULES:
+        tree = ast.parse((resources.files("atbook") / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value.value = ""
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def run_key(recipe: Recipe, data: Data, teacher: Teacher | None) -> str:
+    """What makes a training the same: the recipe, the images, the teacher's weights and the code."""
+    parts = [recipe.model_dump(mode="json"), data.fingerprint, teacher and teacher.weights, code_hash()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(device: torch.device, compiled: bool) -> dict[str, str | int | bool | None]:
+    """By which code, libraries and machine a run was made."""
+    return {
+        "atbook": __version__,
+        "code": code_hash(),
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "compiled": compiled,
+    }
+
+
+def _git_commit() -> str | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-changed" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed without its repository
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """All runs below a folder, in the order of their paths.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if a receipt is damaged.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}: give one that holds runs")
+    return [Run.load(path.parent) for path in sorted(Path(folder).rglob("receipt.json"))]
+
+
+def book_runs() -> Path:
+    """The receipts that come with the book: the folder ``book/runs``, seen from where the notebook or the package lies.
+
+    Raises:
+        FileNotFoundError: if neither is inside the book's repository.
+    """
+    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
+    for folder in (place / "book" / "runs" for place in places):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("the book's receipts (book/runs) are not here: work inside a clone of the repository")
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """One row per run: what it is, and its test error in %."""
+    rows = [
+        {
+            "run": run.folder.name,
+            "status": run.status,
+            "data": run.data.label,
+            "images": run.data.train,
+            "student": run.recipe.student,
+            "teacher": run.recipe.teacher or "",
+            "method": run.recipe.method,
+            "epochs": f"{len(run.history)}/{run.recipe.epochs}",
+            "seed": run.recipe.seed,
+            "test error %": run.test_error if run.history else None,
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """A table of the paper, from the one file that holds its figures (``paper.json``).
+
+    Args:
+        name: ``"table1"`` (CIFAR-10 test error in %, median of 5 runs).
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    tables = json.loads((resources.files("atbook") / "paper.json").read_text())
+    if name not in tables:
+        raise ValueError(f"table {name!r} is unknown: choose one of {', '.join(tables)}")
+    return pd.DataFrame(tables[name]["rows"], columns=tables[name]["columns"])

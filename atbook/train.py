@@ -1,0 +1,303 @@
+"""The training loop: SGD on a weighted sum of losses, resumable to the last bit, on any device."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atbook import attention, runs
+from atbook.data import Images, augment, load, standardize
+from atbook.losses import attention_transfer, distillation
+from atbook.models import build
+from atbook.recipes import Recipe, learning_rate, weights
+from atbook.runs import Run
+
+
+class Outputs(NamedTuple):
+    """What the terms of a loss are computed from, for one batch."""
+
+    recipe: Recipe
+    labels: Tensor
+    logits: Tensor
+    groups: list[Tensor]
+    teacher_logits: Tensor | None
+    teacher_groups: list[Tensor] | None
+
+
+def cross_entropy(out: Outputs) -> Tensor:
+    """Match the labels."""
+    return F.cross_entropy(out.logits.float(), out.labels)
+
+
+def transfer(out: Outputs) -> Tensor:
+    """Match the teacher's attention in the chosen groups."""
+    mapping = partial(getattr(attention, out.recipe.mapping), p=out.recipe.p)
+    student = [out.groups[j] for j in out.recipe.groups]
+    teacher = [out.teacher_groups[j] for j in out.recipe.groups]
+    return attention_transfer(student, teacher, mapping, out.recipe.form)
+
+
+def soft_labels(out: Outputs) -> Tensor:
+    """Match the teacher's softened probabilities."""
+    return distillation(out.logits, out.teacher_logits, out.recipe.temperature)
+
+
+TERMS: dict[str, Callable[[Outputs], Tensor]] = {"ce": cross_entropy, "at": transfer, "kd": soft_labels}
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    root: str | Path | None = None,
+    teacher: Run | str | Path | None = None,
+    compile: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train a network as the recipe says, or go on where an earlier call was stopped.
+
+    After each epoch the state is written atomically, so a kill costs at most the epoch in hand; a resumed run ends with
+    the weights of one never stopped, bit for bit on the same machine and thread count. A finished run is returned at
+    once. A GPU is used where there is one.
+
+    Args:
+        recipe: what to train.
+        out: the run's folder, made if missing.
+        root: where the images are, for ``dataset="folder"`` and the CIFARs (see `atbook.data.load`).
+        teacher: a finished run or its folder, for the methods that use one.
+        compile: compile the networks with `torch.compile`: faster from a few epochs on, same mathematics.
+        progress: show a bar with accuracy, test error and time left.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ValueError: if the teacher is missing, unfinished or of other classes, or ``out`` holds another run.
+        OSError: if ``out`` cannot be written to.
+        FloatingPointError: if the loss stops being a number; the run is then marked as failed.
+    """
+    out = Path(out)
+    teacher = _teacher(recipe, teacher)
+    train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)
+    if recipe.train_images is not None:
+        train_set = train_set.take(recipe.train_images)
+    run = _open(recipe, out, train_set, test_set, teacher, compile)
+    if run.status == "finished":
+        return run
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.provenance = runs.provenance(device, compile)
+    loop = _Loop(run, train_set, test_set, teacher, device, compile)
+    try:
+        loop.go(progress)
+    except Exception as error:
+        run.status, run.reason = "failed", f"{type(error).__name__}: {error}"
+        run.save()
+        raise
+    return run
+
+
+def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run | None:
+    needed = recipe.method != "student"
+    if needed and teacher is None:
+        raise ValueError(f"method {recipe.method!r} needs a teacher: give a finished run or its folder as `teacher`")
+    if not needed and teacher is not None:
+        raise ValueError("method 'student' uses no teacher: drop it, or choose a method that has one")
+    if teacher is None:
+        return None
+    run = teacher if isinstance(teacher, Run) else Run.load(teacher)
+    if run.status != "finished":
+        raise ValueError(f"the teacher {run.folder.name!r} is {run.status}, not finished: train it to its end first")
+    if recipe.teacher not in (None, run.recipe.student):
+        held = run.recipe.student
+        raise ValueError(f"the recipe's teacher is {recipe.teacher!r}, but {run.folder.name!r} holds a {held!r}")
+    return run
+
+
+def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, compile: bool) -> Run:
+    """The run in ``out``, or a new one; another run there is refused."""
+    classes = len(train_set.classes)
+    if teacher and teacher.data.classes != classes:
+        known = teacher.data.classes
+        raise ValueError(f"the teacher knows {known} classes, the images have {classes}: use one trained on them")
+    if teacher:
+        recipe = Recipe(**recipe.model_dump() | {"teacher": teacher.recipe.student})
+    fingerprint = hashlib.sha256((train_set.fingerprint() + test_set.fingerprint()).encode()).hexdigest()
+    data = runs.Data(
+        label=train_set.label, train=len(train_set), test=len(test_set), classes=classes, fingerprint=fingerprint
+    )
+    known = teacher and runs.Teacher(
+        network=teacher.recipe.student, test_error=teacher.test_error, weights=teacher.weights or ""
+    )
+    key = runs.run_key(recipe, data, known)
+    if not (out / "receipt.json").exists():
+        run = Run(folder=out, key=key, recipe=recipe, data=data, teacher=known, provenance={})
+        run.save()
+        return run
+    run = Run.load(out)
+    if run.key != key:
+        what = _differences(run, recipe, data)
+        raise ValueError(f"{str(out)!r} holds another run ({what}): choose another folder, or remove it")
+    return run
+
+
+def _differences(run: Run, recipe: Recipe, data: runs.Data) -> str:
+    old, new = run.recipe.model_dump(), recipe.model_dump()
+    fields = [f"{name} {old[name]!r} there, {new[name]!r} now" for name in new if old[name] != new[name]]
+    if run.data != data:
+        fields.append("other images")
+    return "; ".join(fields) or "made by another teacher or another version of the code"
+
+
+class _Loop:
+    """One run's networks, optimizer and place in the training."""
+
+    def __init__(
+        self, run: Run, train_set: Images, test_set: Images, teacher: Run | None, device: torch.device, compile: bool
+    ) -> None:
+        self.run, self.recipe, self.device = run, run.recipe, device
+        self.images, self.labels = train_set.images.to(device), train_set.labels.to(device)
+        self.test_set = test_set
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            model = build(self.recipe.student, run.data.classes)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.teacher = teacher and teacher.model().to(device, memory_format=torch.channels_last).requires_grad_(False)
+        wrap = torch.compile if compile else (lambda function: function)
+        self.forward = wrap(self.model.groups)
+        self.teacher_forward = wrap(self.teacher.groups) if teacher else None
+        settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), self.recipe.lr, **settings)
+        self.steps = math.ceil(len(self.labels) / self.recipe.batch)  # in one epoch
+        _restore(self)
+
+    def go(self, progress: bool) -> None:
+        """Train the epochs that are missing, then write the weights and the finished receipt."""
+        done, total = len(self.run.history), self.recipe.epochs
+        title = f"{self.recipe.student} {self.recipe.method} seed {self.recipe.seed}"
+        with tqdm(total=total * self.steps, initial=done * self.steps, desc=title, disable=not progress) as bar:
+            for epoch in range(done, total):
+                self.run.history.append(self._epoch(epoch, bar))
+                bar.set_postfix_str(f"test error {self.run.test_error:.2f} %")
+                _checkpoint(self)
+        content = save_tensors(_contiguous(self.model.state_dict()))
+        runs.write(self.run.folder / "weights.safetensors", content)
+        self.run.weights = hashlib.sha256(content).hexdigest()
+        self.run.status, self.run.reason = "finished", None
+        self.run.save()
+        (self.run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        start = time.monotonic()
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for step, (images, labels) in enumerate(self._batches(epoch)):
+            progress = (epoch + step / self.steps) / self.recipe.epochs
+            for name, value in self._step(images, labels, progress).items():
+                sums[name] = sums.get(name, 0.0) + value * len(labels)
+            bar.update()
+            if step % 20 == 19 or step == self.steps - 1:
+                self._check(sums, epoch, step, bar)
+        row = {name: (value / len(self.labels)).item() for name, value in sums.items()}
+        row["train_error"] *= 100
+        row |= {"test_error": evaluate(self.model, self.test_set), "seconds": time.monotonic() - start}
+        return {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches in an order that depends on seed and epoch alone, so that any epoch can be redone."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+        for batch in torch.randperm(len(self.labels), generator=generator).split(self.recipe.batch):
+            batch = batch.to(self.device)
+            yield augment(self.images[batch], self.recipe.augment, generator), self.labels[batch]
+
+    def _step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        self._set_lr(learning_rate(self.recipe, progress))
+        x = standardize(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            teacher = (None, None)
+            if self.teacher_forward:
+                with torch.no_grad():
+                    teacher = self.teacher_forward(x)
+            out = Outputs(self.recipe, labels, *self.forward(x), *teacher)
+        wanted = weights(self.recipe, progress)
+        terms = {name: TERMS[name](out) for name in wanted}
+        loss = sum(wanted[name] * terms[name] for name in wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        wrong = (out.logits.argmax(dim=1) != labels).float().mean()
+        return {name: value.detach() for name, value in {"loss": loss, **terms, "train_error": wrong}.items()}
+
+    def _set_lr(self, lr: float) -> None:
+        group = self.optimizer.param_groups[0]
+        if self.recipe.schedule == "step" and lr < group["lr"]:
+            self.optimizer.state.clear()  # the authors' code makes a new optimizer at each drop, without momentum
+        group["lr"] = lr
+
+    def _check(self, sums: dict[str, Tensor], epoch: int, step: int, bar: tqdm) -> None:
+        if not math.isfinite(sums["loss"].item()):
+            where = f"epoch {epoch + 1}, by step {step + 1} (lr {self.optimizer.param_groups[0]['lr']:.3g})"
+            raise FloatingPointError(f"the loss is {sums['loss'].item()} in {where}: lower lr or beta")
+        seen = min((step + 1) * self.recipe.batch, len(self.labels))
+        bar.set_postfix_str(f"train accuracy {100 - 100 * sums['train_error'].item() / seen:.1f} %")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, batch: int = 500) -> float:
+    """Test error in %: the share of images whose largest logit is not the label's. Ends in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    wrong = 0
+    for x, y in zip(images.images.split(batch), images.labels.split(batch), strict=True):
+        wrong += (model(standardize(x.to(device))).argmax(dim=1) != y.to(device)).sum().item()
+    return 100 * wrong / len(images)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _checkpoint(loop: _Loop) -> None:
+    """Write what resuming needs: weights, momentum and history in one file, so that they agree; then the receipt."""
+    momentum = {
+        f"momentum.{name}": loop.optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in loop.model.named_parameters()
+    }
+    model = {f"model.{name}": tensor for name, tensor in loop.model.state_dict().items()}
+    about = {"key": loop.run.key, "history": json.dumps(loop.run.history)}
+    runs.write(loop.run.folder / "checkpoint.safetensors", save_tensors(_contiguous(model | momentum), about))
+    loop.run.status, loop.run.reason = "running", None
+    loop.run.save()
+
+
+def _restore(loop: _Loop) -> None:
+    """Go back to the last checkpoint, or to the beginning where there is none."""
+    path = loop.run.folder / "checkpoint.safetensors"
+    loop.run.history = []
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if about.get("key") != loop.run.key:
+            raise ValueError("it belongs to another run")
+        loop.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for name, parameter in loop.model.named_parameters():
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            loop.optimizer.state[parameter]["momentum_buffer"] = buffer
+        loop.run.history = json.loads(about["history"])
+        loop.optimizer.param_groups[0]["lr"] = loop.run.history[-1]["lr"]
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        why = f"checkpoint {str(path)!r} cannot be used ({why}): remove it to train from the beginning"
+        raise ValueError(why) from None

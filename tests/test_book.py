@@ -1,0 +1,153 @@
+"""The built site: complete, without errors, self-contained, every link and picture in order. Needs ``make book``."""
+
+import os
+import re
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+GENERATED = {"index", "genindex", "py-modindex", "search"}  # by Sphinx, besides the pages
+LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
+
+each_page = pytest.mark.parametrize("name", PAGES)
+
+
+@pytest.fixture(autouse=True)
+def _built(request):
+    if "site" in request.keywords and not SITE.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail("there is no site: run make book first")
+        pytest.skip("there is no site: run make book first")
+
+
+class Page(HTMLParser):
+    """Tags and ids of one page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.ids, self.tags = path, set(), []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = {key: value or "" for key, value in attrs}
+        self.tags.append((tag, attributes))
+        self.ids |= {attributes[key] for key in ("id", "name") if key in attributes}
+
+    def find(self, *names: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@cache
+def page(path: Path) -> Page:
+    return Page(path)
+
+
+def built(name: str) -> Page:
+    return page(SITE / f"{name}.html")
+
+
+def broken_links(found: Page, site: Path) -> list[str]:
+    """Links within the site whose page or anchor does not exist."""
+    broken = []
+    for url in [tag.get("href") or tag.get("src") for tag in found.find("a", "link", "img", "script")]:
+        parts = urlsplit(url or "")
+        if parts.scheme or parts.netloc or not url:
+            continue
+        target = (found.path.parent / unquote(parts.path)).resolve() if parts.path else found.path
+        if not target.is_file() or not target.is_relative_to(site.resolve()):
+            broken.append(url)
+        elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in page(target).ids:
+            broken.append(url)
+    return broken
+
+
+def foreign(found: Page) -> list[str]:
+    """What the page would load from another host."""
+    urls = [attributes.get(LOADED[tag], "") for tag, attributes in found.tags if tag in LOADED]
+    styles = re.findall(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")\s]+)", found.html)
+    return [url for url in urls if urlsplit(url).netloc] + styles
+
+
+def undescribed(found: Page) -> list[str]:
+    """Images without a text alternative; Sphinx puts the file's name where there is none."""
+    return [
+        img.get("src", "")
+        for img in found.find("img")
+        if not img.get("alt", "").strip() or re.search(r"\.(png|svg|jpe?g|gif)$", img["alt"])
+    ]
+
+
+# The sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_contents_list_what_there_is_and_nothing_else():
+    listed = {name.removeprefix("book/") for name in PAGES}
+    written = {path.stem for path in (ROOT / "book").iterdir() if path.suffix in (".md", ".ipynb")}
+    assert listed == written and len(PAGES) == len(listed)
+
+
+def test_pins_are_exact_and_belong_to_the_package():
+    pins = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pins = [line for line in pins if line]
+    assert pins.pop() == "-e ." and all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = re.findall(r'"([\w-]+)>=', project.split("dependencies = [")[1].split("]")[0])
+    assert set(needed) <= {line.split("==")[0] for line in pins}
+
+
+# The site ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.site
+def test_every_page_is_built_and_no_other():
+    found = {path.relative_to(SITE).with_suffix("").as_posix() for path in SITE.rglob("*.html")}
+    found = {name for name in found if not name.startswith(("_static/", "_modules/"))}
+    assert found == set(PAGES) | GENERATED
+
+
+@pytest.mark.site
+@each_page
+def test_a_page_shows_no_error(name):
+    assert not re.search(r"Traceback \(most recent call last\)|\bWARNING\b|class=\"system-message", built(name).html)
+
+
+@pytest.mark.site
+@each_page
+def test_a_page_loads_nothing_from_elsewhere(name):
+    assert not foreign(built(name))
+
+
+@pytest.mark.site
+@each_page
+def test_links_and_anchors_lead_somewhere(name):
+    assert not broken_links(built(name), SITE)
+
+
+@pytest.mark.site
+@each_page
+def test_every_image_is_described(name):
+    assert not undescribed(built(name))
+
+
+def test_a_bad_page_is_found(tmp_path):
+    """The checks above fail where they should."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        '<h1 id="here">x</h1><a href="#here"></a><a href="#gone"></a><a href="other.html"></a><a href="https://a.org"></a>'
+        '<img src="bad.html" alt="_images/x.png"><img src="bad.html" alt=""><img src="bad.html" alt="a map">'
+        '<script src="//cdn.org/x.js"></script>'
+        '<style>@import "https://b.org/x.css"; a {background: url(//c.org/y.png)}</style>'
+    )
+    found = page(bad)
+    assert broken_links(found, tmp_path) == ["#gone", "other.html"]
+    assert undescribed(found) == ["bad.html"] * 2
+    assert foreign(found) == ["//cdn.org/x.js", "https://b.org/x.css", "//c.org/y.png"]

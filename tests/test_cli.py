@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from atbook.cli import app
+
+
+def atbook(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_train_then_show(tmp_path, tiny):
+    result = atbook("train", *tiny, "--out", tmp_path / "teacher")
+    assert result.exit_code == 0, result.output
+    assert "test error" in result.output
+    result = atbook("train", *tiny, "method=at", f"teacher={tmp_path / 'teacher'}", "--out", tmp_path / "student")
+    assert result.exit_code == 0, result.output
+    shown = atbook("runs", tmp_path).output
+    assert "teacher" in shown and "student" in shown and "at" in shown and "finished" in shown
+
+
+def refused(*arguments):
+    result = atbook(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("atbook: "), result.stderr
+    return lines[0]
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert "did you mean 'epochs'" in refused("train", "epocs=3", *out)
+    assert "not KEY=VALUE" in refused("train", "epochs", *out)
+    assert "method=at needs teacher=" in refused("train", "method=at", *out)
+    assert "takes no teacher=" in refused("train", f"teacher={tmp_path}", *out)
+    assert "no run in" in refused("train", "method=at", f"teacher={tmp_path}", *out)
+    assert "did you mean" in refused("train", "dataset=shape", *out)
+    assert "no-such" in refused("train", "dataset=folder", "--root", tmp_path / "no-such", *out)
+    assert "no folder" in refused("runs", tmp_path / "no-such")
+    assert not (tmp_path / "out").exists()  # refused before any work
+
+
+def test_help_names_every_field():
+    output = subprocess.run(
+        [sys.executable, "-m", "atbook.cli", "train", "--help"], capture_output=True, text=True
+    ).stdout
+    assert "temperature=4.0" in output and "weight_decay=0.0005" in output

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from atbook.recipes import Recipe, learning_rate, weights
+
+
+def test_defaults_are_the_papers():
+    recipe = Recipe()
+    assert (recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay) == (128, 0.1, 0.9, 5e-4)
+    assert (recipe.beta, recipe.alpha, recipe.temperature, recipe.mapping, recipe.p) == (1000, 0.9, 4, "f_sum", 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"epocs": 3}, r"recipe field 'epocs' is unknown: .*did you mean 'epochs'"),
+        ({"colour": 3}, "recipe field 'colour' is unknown"),
+        ({"epochs": "3"}, r"epochs='3' is not possible: input should be a valid integer"),
+        ({"epochs": 0}, r"epochs=0 is not possible: .*greater than or equal to 1"),
+        ({"epochs": True}, "epochs=True is not possible"),
+        ({"lr": float("nan")}, "lr=nan is not possible"),
+        ({"method": "att"}, "method 'att' is unknown: .*did you mean 'at'"),
+        ({"dataset": "cifar"}, "dataset 'cifar' is unknown"),
+        ({"student": "wrn-17-1"}, "depth 17, which is not 6n"),
+        ({"p": 0.5}, "p=0.5 is not possible"),
+        ({"groups": (3,)}, r"groups.0=3 is not possible"),
+        ({"groups": ()}, "groups="),
+        ({"teacher": "wrn-16-2"}, "method 'student' uses none"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_fields_are_refused_in_one_sentence(fields, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Recipe(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_recipes_are_frozen_and_survive_json():
+    recipe = Recipe(method="at", teacher="wrn-16-2", groups=(2,))
+    with pytest.raises(ValueError):
+        recipe.epochs = 5
+    assert Recipe(**recipe.model_dump(mode="json")) == recipe
+
+
+def test_typed_in_text():
+    recipe = Recipe.from_strings({"epochs": "3", "lr": "1e-3", "method": "at", "groups": "[2]", "train_images": "null"})
+    assert recipe == Recipe(epochs=3, lr=1e-3, method="at", groups=(2,))
+    for fields in ({"epochs": "three"}, {"epochs": "3.5"}, {"method": "3"}):
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            Recipe.from_strings(fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "start", "end"),
+    [
+        ("student", {"ce": 1}, {"ce": 1}),
+        ("at", {"ce": 1, "at": 1000}, {"ce": 1, "at": 1000}),
+        ("kd", {"ce": 0.1, "kd": 0.9}, {"ce": 0.1, "kd": 0.9}),
+        ("at+kd", {"ce": 0.1, "kd": 0.9, "at": 1000}, {"ce": 0.1, "kd": 0.9, "at": 0}),
+    ],
+)
+def test_weights_of_the_methods(method, start, end):
+    assert weights(Recipe(method=method), 0.0) == pytest.approx(start)
+    assert weights(Recipe(method=method), 1.0) == pytest.approx(end)
+
+
+def test_step_schedule_drops_at_the_authors_epochs():
+    rates = [learning_rate(Recipe(), epoch / 200) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+
+
+def test_one_cycle_equals_torchs_own():
+    steps, recipe = 101, Recipe(schedule="one-cycle", lr=0.3)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3, momentum=0.9)
+    peak = (0.3 * (steps - 1) + 1) / steps  # puts torch's peak at 30 % of the way from the first step to the last
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.3, total_steps=steps, pct_start=peak, cycle_momentum=False
+    )
+    for step in range(steps):
+        assert learning_rate(recipe, step / (steps - 1)) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        if step < steps - 1:
+            theirs.step()

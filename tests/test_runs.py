@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from atbook import runs
+from atbook.recipes import Recipe
+from atbook.runs import Run, code_hash, load_runs, paper_table, run_key, table, write
+
+DATA = {"label": "shapes", "train": 10, "test": 10, "classes": 10, "fingerprint": "ab"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(folder=tmp_path / "a", key="k", recipe=Recipe(), data=DATA, provenance={"torch": "2"})
+    run.history.append({"epoch": 1, "test_error": 42.0, "seconds": 1.5})
+    run.save()
+    return run
+
+
+def test_a_receipt_survives_writing_and_reading(run):
+    assert Run.load(run.folder) == run
+    assert run.test_error == 42.0 and run.seconds == 1.5
+    assert str(run.folder) not in (run.folder / "receipt.json").read_text()
+
+
+def test_a_receipt_without_an_epoch_has_no_error(run):
+    run.history.clear()
+    with pytest.raises(ValueError, match="no finished epoch"):
+        _ = run.test_error
+    assert table([run])["test error %"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("running", "walking"),
+        lambda text: text.replace("recipe", "recipes"),
+        lambda text: "3",
+    ],
+)
+def test_a_damaged_receipt_is_refused(run, damage):
+    path = run.folder / "receipt.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=r"receipt .* is damaged .*restore it") as caught:
+        Run.load(run.folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_runs_are_refused(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        Run.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_runs(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="has no weights"):
+        run.model()
+
+
+def test_a_table_has_a_row_per_run(run):
+    found = load_runs(run.folder.parent)
+    row = table(found).iloc[0]
+    assert len(found) == 1 and row["data"] == "shapes" and row["test error %"] == 42.0 and row["epochs"] == "1/30"
+
+
+def test_the_key_covers_recipe_data_teacher_and_code(monkeypatch):
+    data = runs.Data(**DATA)
+    teacher = runs.Teacher(network="wrn-16-2", test_error=1.0, weights="ff")
+    key = run_key(Recipe(), data, None)
+    assert key == run_key(Recipe(), data.model_copy(update={"label": "same images"}), None)
+    others = [
+        run_key(Recipe(seed=1), data, None),
+        run_key(Recipe(), data.model_copy(update={"fingerprint": "cd"}), None),
+        run_key(Recipe(), data, teacher),
+        run_key(Recipe(), data, teacher.model_copy(update={"weights": "ee"})),
+    ]
+    monkeypatch.setattr(runs, "code_hash", lambda: "other code")
+    others.append(run_key(Recipe(), data, None))
+    assert len({key, *others}) == 6
+
+
+def test_the_code_hash_ignores_comments_and_sees_changes(tmp_path, monkeypatch):
+    for name in runs._MODULES:
+        (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
+    monkeypatch.setattr(runs.resources, "files", lambda package: tmp_path)
+    before = code_hash()
+    (tmp_path / "train.py").write_text('"""Other doc."""\n\nx = 1  # why\n')
+    assert code_hash() == before
+    (tmp_path / "train.py").write_text('"""Other doc."""\nx = 2\n')
+    assert code_hash() != before
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
+    """A limit on file size stands for the full disk: it holds for root as well."""
+    target = tmp_path / "file"
+    write(target, b"old")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from atbook.runs import write\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write(Path(sys.argv[1]), bytes(5000))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True)
+    assert "OSError" in result.stderr and "cannot write file into" in result.stderr
+    assert target.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_impossible_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="cannot write receipt.json into .*choose another folder"):
+        write(tmp_path / "file" / "receipt.json", b"")
+
+
+def test_the_papers_table():
+    rows = paper_table("table1").set_index(["student", "teacher"])
+    assert rows.loc[("wrn-16-1", "wrn-16-2"), "at"] == 7.93
+    assert rows.loc[("wrn-16-1", "wrn-40-1"), "kd"] < rows.loc[("wrn-16-1", "wrn-40-1"), "student error"]
+    with pytest.raises(ValueError, match="'table9' is unknown"):
+        paper_table("table9")
+
+
+def test_receipts_shipped_with_the_book_can_be_read(request):
+    folder = request.config.rootpath / "book" / "runs"
+    found = load_runs(folder)
+    assert found, "the book ships receipts"
+    for run in found:
+        assert run.status == "finished" and len(run.history) == run.recipe.epochs
+        text = json.dumps(run.model_dump(mode="json"))
+        assert "/root" not in text and "/home" not in text
+        if run.weights and (run.folder / "weights.safetensors").exists():
+            run.model()
+
+
+def test_the_books_receipts_are_found_from_anywhere(tmp_path, monkeypatch):
+    here = runs.book_runs()
+    (tmp_path / "book" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "book")
+    assert runs.book_runs() == tmp_path / "book" / "runs" != here

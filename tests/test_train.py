@@ -1,0 +1,217 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from atbook.data import Images, standardize
+
+from atbook import train as training
+from atbook.losses import attention_transfer, distillation
+from atbook.models import build
+from atbook.recipes import Recipe
+from atbook.runs import Run
+from atbook.train import evaluate, train
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch):
+    """Random images with a hint of their class in the colour: 60 to train on, 40 to test on."""
+
+    def load(name, split, root=None):
+        generator = torch.Generator().manual_seed(len(split))
+        labels = torch.arange(60 if split == "train" else 40) % 2
+        images = torch.randint(0, 200, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=generator)
+        images[labels == 1, 0] += 50
+        return Images(images, labels, ("dark", "red"), None, "two colours")
+
+    monkeypatch.setattr(training, "load", load)
+
+
+SMALL = {"student": "wrn-10-1", "batch": 25, "epochs": 3}
+
+
+def weights_of(run):
+    return (run.folder / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return train(Recipe(**SMALL | {"epochs": 1, "seed": 9}), tmp_path / "teacher", progress=False)
+
+
+def test_a_finished_run(tmp_path):
+    run = train(Recipe(**SMALL), tmp_path / "run", progress=False)
+    assert run == Run.load(run.folder) and run.status == "finished" and len(run.history) == 3
+    assert run.data.label == "two colours" and run.data.train == 60
+    assert {path.name for path in run.folder.iterdir()} == {"receipt.json", "weights.safetensors"}
+    assert evaluate(run.model(), training.load("", "test")) == run.test_error
+    assert run.history[-1]["train_error"] < 40 < run.history[0]["train_error"] + 20  # it learns
+
+
+def test_same_recipe_same_weights_other_seed_other_weights(tmp_path):
+    a, b = (weights_of(train(Recipe(**SMALL), tmp_path / name, progress=False)) for name in "ab")
+    c = weights_of(train(Recipe(**SMALL, seed=1), tmp_path / "c", progress=False))
+    assert a == b != c
+
+
+def test_first_step_equals_plain_torch(tmp_path):
+    """One step on the whole set without augmentation, against SGD written out by hand."""
+    recipe = Recipe(student="wrn-10-1", batch=60, epochs=1, augment="none")
+    trained = train(recipe, tmp_path / "run", progress=False).model()
+    torch.manual_seed(recipe.seed)
+    model, data = build("wrn-10-1", 2), training.load("", "train")
+    loss = F.cross_entropy(model(standardize(data.images)), data.labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for new, old, gradient in zip(trained.parameters(), model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(new, old - 0.1 * (gradient + 5e-4 * old), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["at", "kd", "at+kd"])
+def test_methods_minimise_what_they_say(tmp_path, teacher, method):
+    recipe = Recipe(student="wrn-10-2", batch=60, epochs=1, augment="none", method=method)
+    row = train(recipe, tmp_path / "run", teacher=teacher, progress=False).history[0]
+    torch.manual_seed(recipe.seed)
+    data = training.load("", "train")
+    x = standardize(data.images)
+    logits, groups = build("wrn-10-2", 2).groups(x)
+    teacher_logits, teacher_groups = teacher.model().groups(x)
+    ce, kd = F.cross_entropy(logits, data.labels), distillation(logits, teacher_logits, 4)
+    at = attention_transfer(groups, teacher_groups)
+    expected = {"at": ce + 1000 * at, "kd": 0.1 * ce + 0.9 * kd, "at+kd": 0.1 * ce + 0.9 * kd + 1000 * at}[method]
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert row.get("at", at.item()) == pytest.approx(at.item(), rel=1e-3)
+
+
+def test_recipe_fields_of_the_attention_term_are_used(tmp_path, teacher):
+    fields = SMALL | {"epochs": 1, "method": "at"}
+    variants = [{}, {"p": 1.0}, {"mapping": "f_max"}, {"form": "norm"}, {"groups": (2,)}]
+    rows = [
+        train(Recipe(**fields | v), tmp_path / str(i), teacher=teacher, progress=False).history[0]["at"]
+        for i, v in enumerate(variants)
+    ]
+    assert len(set(rows)) == len(variants)
+
+
+def stop_after(monkeypatch, epochs):
+    """Let the process die as by kill -9, from the training's point of view: no handler, no clean-up runs."""
+    original = training._Loop._epoch
+
+    class Killed(BaseException):
+        pass
+
+    def epoch(self, number, bar):
+        if number == epochs:
+            raise Killed
+        return original(self, number, bar)
+
+    monkeypatch.setattr(training._Loop, "_epoch", epoch)
+    return Killed
+
+
+@pytest.mark.parametrize("schedule", ["step", "one-cycle"])
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch, teacher, schedule):
+    recipe = Recipe(**SMALL, schedule=schedule, method="at+kd")
+    whole = train(recipe, tmp_path / "whole", teacher=teacher, progress=False)
+    with monkeypatch.context() as patch:
+        killed = stop_after(patch, 2)
+        with pytest.raises(killed):
+            train(recipe, tmp_path / "part", teacher=teacher, progress=False)
+    assert Run.load(tmp_path / "part").status == "running" and len(Run.load(tmp_path / "part").history) == 2
+    part = train(recipe, tmp_path / "part", teacher=teacher, progress=False)
+    assert weights_of(part) == weights_of(whole)
+    assert [r["loss"] for r in part.history] == [r["loss"] for r in whole.history]
+
+
+def test_kill_9_on_shapes_resumes_bit_for_bit(tmp_path):
+    """A real process, really killed, at a moment that falls where it falls."""
+    command = [sys.executable, "-m", "atbook.cli", "train", "student=wrn-10-1", "train_images=200", "epochs=4", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "whole"], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, tmp_path / "part"], env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "part" / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert Run.load(tmp_path / "part").status == "running"
+    subprocess.run([*command, tmp_path / "part"], check=True, env=environment, capture_output=True)
+    assert weights_of(Run.load(tmp_path / "part")) == weights_of(Run.load(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_returned_and_another_is_refused(tmp_path, monkeypatch):
+    run = train(Recipe(**SMALL), tmp_path / "run", progress=False)
+    monkeypatch.setattr(training, "_Loop", None)  # nothing is trained again
+    assert train(Recipe(**SMALL), tmp_path / "run", progress=False) == run
+    with pytest.raises(ValueError, match=r"holds another run \(epochs 3 there, 4 now\)"):
+        train(Recipe(**SMALL | {"epochs": 4}), tmp_path / "run", progress=False)
+
+
+def test_a_loss_that_is_no_number_fails_the_run(tmp_path):
+    recipe = Recipe(**SMALL | {"lr": 1e20})
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch \d, by step \d .*lower lr"):
+        train(recipe, tmp_path / "run", progress=False)
+    run = Run.load(tmp_path / "run")
+    assert run.status == "failed" and "FloatingPointError" in run.reason and run.weights is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "another architecture", "not safetensors"])
+def test_a_bad_checkpoint_is_refused(tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
+        train(Recipe(**SMALL), tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    if damage == "another architecture":
+        with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
+            train(Recipe(**SMALL | {"student": "wrn-16-1"}), tmp_path / "other", progress=False)
+        path.write_bytes((tmp_path / "other" / "checkpoint.safetensors").read_bytes())
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"pickle")
+    with pytest.raises(ValueError, match=r"checkpoint .* cannot be used .*remove it") as caught:
+        train(Recipe(**SMALL), tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_teachers_are_checked(tmp_path, teacher):
+    with pytest.raises(ValueError, match="method 'at' needs a teacher"):
+        train(Recipe(method="at"), tmp_path / "run")
+    with pytest.raises(ValueError, match="uses no teacher"):
+        train(Recipe(), tmp_path / "run", teacher=teacher)
+    with pytest.raises(ValueError, match="'wrn-16-2', but 'teacher' holds a 'wrn-10-1'"):
+        train(Recipe(method="at", teacher="wrn-16-2"), tmp_path / "run", teacher=teacher)
+    with pytest.raises(ValueError, match="knows 5 classes, the images have 2"):
+        wrong = teacher.model_copy(update={"data": teacher.data.model_copy(update={"classes": 5})})
+        train(Recipe(method="at"), tmp_path / "run", teacher=wrong)
+    unfinished = teacher.model_copy(update={"status": "running"})
+    with pytest.raises(ValueError, match="is running, not finished"):
+        train(Recipe(method="at"), tmp_path / "run", teacher=unfinished)
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_weights_are_refused(tmp_path, teacher):
+    path = teacher.folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its receipt"):
+        teacher.model()
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="cannot write receipt.json"):
+        train(Recipe(**SMALL), tmp_path / "file" / "run", progress=False)
+
+
+def test_compiling_changes_nothing_but_speed(tmp_path):
+    recipe = Recipe(**SMALL | {"epochs": 1})
+    plain, compiled = (train(recipe, tmp_path / str(c), compile=c, progress=False) for c in (False, True))
+    assert compiled.provenance["compiled"] and not plain.provenance["compiled"]
+    assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-4)
+
+
+def test_bfloat16_learns_as_well(tmp_path):
+    run = train(Recipe(**SMALL, precision="bfloat16"), tmp_path / "run", progress=False)
+    assert run.history[-1]["train_error"] < 40
