@@ -190,18 +190,26 @@ print(load("shapes", "test").fingerprint())
     assert list(own_cache.iterdir()) == []
 
 
-def test_read_only_or_full_mount_is_done_without(own_cache):
-    own_cache.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", own_cache], capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not permitted here")
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB of its own, since permissions do not stop root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
     try:
-        assert load("shapes", "test").fingerprint() == SHAPES["test"]
-        assert list(own_cache.iterdir()) == []
-        subprocess.run(["mount", "-o", "remount,ro", own_cache], check=True)
-        data._shapes.cache_clear()
-        assert load("shapes", "test").fingerprint() == SHAPES["test"]
-    finally:
-        subprocess.run(["umount", own_cache], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_full_or_read_only_disk_is_done_without(small_disk, monkeypatch):
+    monkeypatch.setenv("ATBOOK_DATA", str(small_disk))
+    assert load("shapes", "test").fingerprint() == SHAPES["test"]
+    assert list(small_disk.iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    data._shapes.cache_clear()
+    assert load("shapes", "test").fingerprint() == SHAPES["test"]
 
 
 # --- CIFAR ---
@@ -379,6 +387,12 @@ def test_root_that_cannot_be_written_is_named(archive, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="cannot write to .*file/below.*: choose another root"):
         load("cifar10", "train", tmp_path / "file" / "below")
+
+
+def test_read_only_root_is_not_taken_for_a_dead_mirror(archive, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError, match="cannot write to .*disk.*: choose another root"):
+        load("cifar10", "train", small_disk)
 
 
 def test_sums_are_the_official_ones():

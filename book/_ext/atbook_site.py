@@ -1,0 +1,94 @@
+"""What the book asks of Sphinx beyond ``_config.yml``: fresh results, a self-contained site, a report at the end."""
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from myst_nb.sphinx_ import NbMetadataCollector
+from sphinx.util.fileutil import copy_asset
+
+MATHJAX = "mathjax/tex-svg.js"  # one file: SVG output needs no fonts
+INPUTS = ("requirements.txt", "atbook", "book/runs")  # what a chapter's results depend on besides its own cells
+STARTED = time.time()
+
+
+def results_key(root: Path) -> str:
+    """Hash of everything that a chapter's results depend on, but for its own cells, which jupyter-cache hashes."""
+    key = hashlib.sha256(sys.version.encode())
+    for top in (root / name for name in INPUTS):
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                key.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    for name in sorted(os.environ):
+        if name.startswith("ATBOOK_"):  # where the data come from
+            key.update(f"{name}={os.environ[name]}\n".encode())
+    return key.hexdigest()[:16]
+
+
+def use_fresh_cache(app, config):
+    """Keep executed chapters in a folder named by their inputs' hash, so that no page can show an old number."""
+    build = Path(app.outdir).parent
+    cache = build / f".jupyter_cache-{results_key(Path(app.srcdir))}"
+    for old in set(build.glob(".jupyter_cache*")) - {cache}:
+        shutil.rmtree(old)
+    config.nb_execution_cache_path = str(cache)
+
+
+def use_local_mathjax(app, config):
+    config.mathjax_path = MATHJAX
+
+
+def copy_mathjax(app, error):
+    if error is None and app.builder.format == "html":
+        source = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / MATHJAX
+        copy_asset(source, Path(app.outdir, "_static", "mathjax"))
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    """Jupyter Book loads sphinx-thebe even when its button is off, and declares its constants twice."""
+
+    def keep(js):
+        return "THEBE_JS_URL" not in (js.attributes.get("body") or "") and "sphinx-thebe" not in str(js.filename)
+
+    context["script_files"] = [js for js in context["script_files"] if not hasattr(js, "attributes") or keep(js)]
+
+
+def add_repository_buttons(app, config):
+    """Link to the repository only where ``ATBOOK_REPOSITORY`` says where it is: no button leads nowhere."""
+    if url := os.environ.get("ATBOOK_REPOSITORY"):
+        config.html_theme_options |= {
+            "repository_url": url,
+            "repository_branch": "main",
+            "use_repository_button": True,
+            "use_issues_button": True,
+            "use_edit_page_button": True,
+            "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+        }
+
+
+def report(app, error):
+    """Say how long each chapter took and which ones failed."""
+    chapters = NbMetadataCollector.get_doc_data(app.env).items() if app.env else ()
+    runs = {name: data["exec_data"] for name, data in sorted(chapters) if data.get("exec_data")}
+    print("\nChapters:")
+    for name, run in runs.items():
+        seconds = f"{run['runtime']:6.1f} s" if run["runtime"] else " " * 8
+        state = f"FAILED: {run['error']}" if not run["succeeded"] else "run" if run["mtime"] > STARTED else "kept"
+        print(f"  {name:<30} {seconds}  {state}")
+    if failed := [name for name, run in runs.items() if not run["succeeded"]]:
+        print(f"These chapters failed: {', '.join(failed)}")
+
+
+def setup(app):
+    app.connect("config-inited", use_fresh_cache)
+    app.connect("config-inited", use_local_mathjax)
+    app.connect("config-inited", add_repository_buttons)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", report)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
