@@ -42,7 +42,7 @@ install: ## make or renew .venv (the other commands do it when needed)
 	[ "$$(cat "$(STAMP)" 2>/dev/null)" != "$$key" ] || exit 0; \
 	if "$(PY)" -m pip --version >/dev/null 2>&1; then python="$(PY)"; else python="$(PYTHON)"; fi; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 or newer is needed, but '$$python' is not that: name one with make PYTHON=/path/to/python3 (and delete $(VENV) if it is older)." >&2; exit 1; }; \
+	  echo "Python 3.11 or newer is needed, but '$${python:-none}' is not that: name one with make PYTHON=/path/to/python3 (and delete $(VENV) if it is older)." >&2; exit 1; }; \
 	[ "$$python" = "$(PY)" ] || "$$python" -m venv --clear "$(VENV)"; \
 	rm -f "$(STAMP)"; \
 	"$(PY)" -m pip install --disable-pip-version-check -r requirements.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)"); \

@@ -104,6 +104,11 @@ def test_pins_are_exact_and_belong_to_the_package():
     assert set(needed) <= {line.split("==")[0] for line in pins}
 
 
+def test_the_readme_links_to_what_there_is():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
 # The site ------------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.s
 
 # Small values of each chapter's parameters, to run it in seconds.
 SMALL: dict[str, dict[str, object]] = {
-    "01-attention": {},
+    "01-attention": {"images": 2, "scored": 20},
     "06-attention-transfer": {},
     "11-cifar-wrn": {},
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -78,10 +79,15 @@ def report(app, error):
     print("\nChapters:")
     for name, run in runs.items():
         seconds = f"{run['runtime']:6.1f} s" if run["runtime"] else " " * 8
-        state = f"FAILED: {run['error']}" if not run["succeeded"] else "run" if run["mtime"] > STARTED else "kept"
+        state = _last_line(run["traceback"]) if not run["succeeded"] else "run" if run["mtime"] > STARTED else "kept"
         print(f"  {name:<30} {seconds}  {state}")
     if failed := [name for name, run in runs.items() if not run["succeeded"]]:
         print(f"These chapters failed: {', '.join(failed)}")
+
+
+def _last_line(traceback):
+    lines = (traceback or "").strip().splitlines() or ["FAILED"]
+    return re.sub(r"\x1b\[[\d;]*m", "", lines[-1])  # without the colours of a terminal
 
 
 def setup(app):
