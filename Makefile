@@ -34,7 +34,7 @@ notebooks: install ## run the chapters and bring them into the form they are com
 	@"$(PY)" book/_tools/notebooks.py $(CHAPTERS)
 
 lint: install ## check the style of code and notebooks
-	@"$(PY)" -m ruff check .
+	@"$(PY)" -m ruff check --no-cache .
 
 # The stamp holds what the environment was made from; it is written last, so that a broken install leaves none.
 install: ## make or renew .venv (the other commands do it when needed)

@@ -26,7 +26,7 @@ def results_key(root: Path) -> str:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 key.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     for name in sorted(os.environ):
-        if name.startswith("ATBOOK_"):  # where the data come from
+        if name.startswith("ATBOOK_") and name != "ATBOOK_REPOSITORY":  # where the data come from
             key.update(f"{name}={os.environ[name]}\n".encode())
     return key.hexdigest()[:16]
 
@@ -60,7 +60,7 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
 
 def add_repository_buttons(app, config):
-    """Link to the repository only where ``ATBOOK_REPOSITORY`` says where it is: no button leads nowhere."""
+    """Link to the repository (GitHub, GitLab) only where ``ATBOOK_REPOSITORY`` gives its address: no dead buttons."""
     if url := os.environ.get("ATBOOK_REPOSITORY"):
         config.html_theme_options |= {
             "repository_url": url,
