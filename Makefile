@@ -8,6 +8,9 @@ PORT ?= 8000
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
+# Two threads that wait for each other by spinning stand still beside any other process; sleeping costs them nothing.
+export OMP_WAIT_POLICY := PASSIVE
+
 BUILD := build . --all -n -W --keep-going
 CHAPTERS := book/[0-9]*.ipynb
 

@@ -24,7 +24,7 @@ def show_maps(images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str] 
         images: uint8 `(N, 3, H, W)`.
         maps: row label to maps `(N, h, w)`.
         titles: one for each column, for example the class names.
-        size: edge of one picture in inches.
+        size: width of one picture in inches.
 
     Raises:
         ValueError: if a row has not one map for each image.
@@ -33,9 +33,8 @@ def show_maps(images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str] 
         if len(Q) != len(images):
             raise ValueError(f"row {name!r} has {len(Q)} maps for {len(images)} images: give one map for each image")
     rows, columns = 1 + len(maps), len(images)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
-    )
+    figsize = size * columns, size * rows * images.shape[2] / images.shape[3]
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
     for n in range(columns):
         picture = images[n].permute(1, 2, 0).cpu().numpy()
         axes[0, n].imshow(picture)

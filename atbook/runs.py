@@ -7,20 +7,24 @@
 import ast
 import hashlib
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load as load_tensors
+from scipy.stats import t as student_t
 
 from atbook import __version__
 from atbook.models import WideResNet, build
@@ -56,7 +60,7 @@ class Run(BaseModel):
         status: ``running`` (also after a kill), ``finished`` or ``failed``; ``reason`` says why it failed.
         history: one row per epoch: ``epoch``, ``lr``, ``loss``, the terms of the loss, ``train_error`` and
             ``test_error`` in %, ``seconds``.
-        weights: sha256 of ``weights.safetensors``; None until finished, or where the weights are not shipped.
+        weights: sha256 of ``weights.safetensors``, None until finished; a receipt may be passed on without that file.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -123,7 +127,8 @@ class Run(BaseModel):
         """
         path = self.folder / "weights.safetensors"
         if not path.is_file():
-            why = f"run {self.folder.name!r} (status {self.status}) has no {path.name}: train it to its end first"
+            what = "train it to its end first" if self.weights is None else "train it again, or restore the file"
+            why = f"run {self.folder.name!r} (status {self.status}) has no {path.name}: {what}"
             raise FileNotFoundError(why)
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.weights:
@@ -252,6 +257,39 @@ def table(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]
     return pd.DataFrame(rows)
+
+
+class Change(NamedTuple):
+    """What a method does to an error: mean difference over seeds in points, its 95 % interval, and the verdict."""
+
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    verdict: str
+
+
+def change(differences: Sequence[float]) -> Change:
+    """The book's one rule for "does it help?", from differences of error, method minus baseline, seed by seed.
+
+    Runs of one seed share initial weights and the order of images, hence the pairs. The interval is Student's t at
+    level 0.95; wholly below zero the verdict is ``better``, wholly above ``worse``, else ``open``. Fewer than three
+    seeds have no verdict: ``none``.
+
+    Args:
+        differences: one for each seed, in points of error.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not differences:
+        raise ValueError("no pair of runs to compare: train both methods with the same seed")
+    n, mean = len(differences), statistics.fmean(differences)
+    if n < 3:
+        return Change(n, mean, math.nan, math.nan, "none")
+    half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    low, high = mean - half, mean + half
+    return Change(n, mean, low, high, "better" if high < 0 else "worse" if low > 0 else "open")
 
 
 def paper_table(name: str) -> pd.DataFrame:

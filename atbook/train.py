@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atbook import attention, runs
+from atbook.compat import check_compiler
 from atbook.data import Images, augment, load, standardize
 from atbook.losses import attention_transfer, distillation
 from atbook.models import build
@@ -82,10 +83,13 @@ def train(
         The finished run.
 
     Raises:
-        ValueError: if the teacher is missing, unfinished or of other classes, or ``out`` holds another run.
+        ValueError: if the teacher is missing, unfinished or of other classes, ``out`` holds another run, or the
+            networks cannot be compiled here.
         OSError: if ``out`` cannot be written to.
         FloatingPointError: if the loss stops being a number; the run is then marked as failed.
     """
+    if compile:
+        check_compiler()
     out = Path(out)
     teacher = _teacher(recipe, teacher)
     train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)

@@ -21,8 +21,8 @@ each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.s
 # Small values of each chapter's parameters, to run it in seconds.
 SMALL: dict[str, dict[str, object]] = {
     "01-attention": {"images": 2, "scored": 20},
-    "06-attention-transfer": {},
-    "11-cifar-wrn": {},
+    "06-attention-transfer": {"train_images": 200, "epochs": 1, "scored": 50},
+    "11-cifar-wrn": {"train_images": 40, "epochs": 1},
 }
 
 

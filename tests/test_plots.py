@@ -13,8 +13,14 @@ def test_maps_have_a_row_a_kind_and_peak_at_their_peak():
     figure = show_maps(images, {"teacher": Q, "student": Q}, titles=["star", "ring"])
     assert len(figure.axes) == 3 * 2
     assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["image", "teacher", "student"]
+    assert tuple(figure.get_size_inches()) == pytest.approx((2 * 1.3, 3 * 1.3))
     drawn = figure.axes[2].images[1].get_array()
     assert np.unravel_index(drawn.argmax(), drawn.shape) == (2, 5) and drawn.max() == pytest.approx(1)
+
+
+def test_wide_pictures_make_low_rows():
+    figure = show_maps(torch.zeros(1, 3, 8, 16, dtype=torch.uint8), {}, size=2)
+    assert tuple(figure.get_size_inches()) == (2, 1)
 
 
 def test_a_row_of_another_length_is_refused():

@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from atbook import runs
 from atbook.recipes import Recipe
-from atbook.runs import Run, code_hash, load_runs, paper_table, run_key, table, write
+from atbook.runs import Run, change, code_hash, load_runs, paper_table, run_key, table, write
 
 DATA = {"label": "shapes", "train": 10, "test": 10, "classes": 10, "fingerprint": "ab"}
 
@@ -136,3 +137,20 @@ def test_the_books_receipts_are_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "book" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "book")
     assert runs.book_runs() == tmp_path / "book" / "runs" != here
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [([-0.5, -0.6, -0.4], "better"), ([0.5, 0.6, 0.4], "worse"), ([-2.5, -0.1, -0.7], "open"), ([-3.0, -3.0], "none")],
+)
+def test_a_change_is_judged_by_its_interval(differences, verdict):
+    found = change(differences)
+    assert found.verdict == verdict and found.seeds == len(differences)
+    if verdict != "none":
+        assert tuple(ttest_1samp(differences, 0).confidence_interval(0.95)) == pytest.approx((found.low, found.high))
+
+
+def test_a_change_that_is_always_the_same_has_no_spread():
+    assert change([-1.0, -1.0, -1.0]) == (3, -1.0, -1.0, -1.0, "better")
+    with pytest.raises(ValueError, match="no pair of runs"):
+        change([])

@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from atbook.data import Images, standardize
 
 from atbook import train as training
+from atbook.compat import check_compiler
+from atbook.data import Images, standardize
 from atbook.losses import attention_transfer, distillation
 from atbook.models import build
 from atbook.recipes import Recipe
@@ -206,6 +207,10 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_
 
 
 def test_compiling_changes_nothing_but_speed(tmp_path):
+    try:
+        check_compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
     recipe = Recipe(**SMALL | {"epochs": 1})
     plain, compiled = (train(recipe, tmp_path / str(c), compile=c, progress=False) for c in (False, True))
     assert compiled.provenance["compiled"] and not plain.provenance["compiled"]
@@ -215,3 +220,14 @@ def test_compiling_changes_nothing_but_speed(tmp_path):
 def test_bfloat16_learns_as_well(tmp_path):
     run = train(Recipe(**SMALL, precision="bfloat16"), tmp_path / "run", progress=False)
     assert run.history[-1]["train_error"] < 40
+
+
+def test_compiling_is_refused_before_training_where_torch_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/a folder/torch/__init__.py")
+    with pytest.raises(ValueError, match="below a folder with a space"):
+        train(Recipe(**SMALL), tmp_path / "run", compile=True, progress=False)
+    monkeypatch.setattr(torch, "__file__", "/folder/torch/__init__.py")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        train(Recipe(**SMALL), tmp_path / "run", compile=True, progress=False)
+    assert not (tmp_path / "run").exists()
