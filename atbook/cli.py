@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from atbook.names import TEACHERLESS
 from atbook.recipes import Recipe
 
 app = typer.Typer(help="Attention transfer that people can run.", no_args_is_help=True, add_completion=False)
@@ -35,7 +36,7 @@ def train(
         pairs = dict(_pair(field) for field in fields or [])
         teacher = pairs.pop("teacher", None)
         recipe = Recipe.from_strings(pairs)
-        if (recipe.method != "student") != (teacher is not None):
+        if (recipe.method not in TEACHERLESS) != (teacher is not None):
             raise ValueError(
                 f"method={recipe.method} " + ("needs" if teacher is None else "takes no") + " teacher=RUN_FOLDER"
             )

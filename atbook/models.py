@@ -1,14 +1,16 @@
-"""Wide residual networks for 32x32 images, with their three groups as outputs.
+"""Networks for 32x32 images, with the outputs of their three groups of layers.
 
-Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016 (arXiv 1605.07146), in the pre-activation form
-that the authors' attention-transfer code uses. Depth 6n+4 means three groups of n blocks of two 3x3
-convolutions; width k multiplies the channels 16, 32, 64.
+``model(x)`` gives the logits, ``model.groups(x)`` the logits and a list of three activations.
+
+Wide residual networks: Zagoruyko and Komodakis, BMVC 2016 (arXiv 1605.07146), in the pre-activation form that the
+authors' attention-transfer code uses. Residual networks: He et al., CVPR 2016, section 4.2, in the form of the common
+CIFAR-100 benchmark (Tian et al., 2020). Network in network: Lin, Chen and Yan, ICLR 2014.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbook.names import wrn_shape
+from atbook.names import network, wrn_shape
 
 
 class Block(nn.Module):
@@ -73,6 +75,101 @@ class WideResNet(nn.Module):
         return self.groups(x)[0]
 
 
+class BasicBlock(nn.Module):
+    """Residual block of the first ResNets: convolution, batch norm, ReLU, twice, the sum before the last ReLU."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        same = channels_in == channels and stride == 1
+        projection = [nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)]
+        self.shortcut = None if same else nn.Sequential(*projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(F.relu(self.bn0(self.conv0(x)))))
+        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """A residual network for CIFAR: ``resnet20`` has the widths 16, 32, 64, ``resnet8x4`` four times as many.
+
+    Args:
+        depth: 6n+2 with n >= 1.
+        width: multiplies the channels of the three groups; above 1 those of the first convolution are doubled, as in
+            the benchmark.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        widths = [16 if width == 1 else 32, 16 * width, 32 * width, 64 * width]
+        self.conv0 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(widths[0])
+        for j, stride in enumerate((1, 2, 2)):
+            group = [BasicBlock(widths[j], widths[j + 1], stride)]
+            group += [BasicBlock(widths[j + 1], widths[j + 1], 1) for _ in range(blocks - 1)]
+            setattr(self, f"group{j}", nn.Sequential(*group))
+        self.fc = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def groups(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As `WideResNet.groups`; these outputs come after a ReLU, hence are zero or more."""
+        g0 = self.group0(F.relu(self.bn0(self.conv0(x))))
+        g1 = self.group1(g0)
+        g2 = self.group2(g1)
+        return self.fc(g2.mean(dim=(2, 3))), [g0, g1, g2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(N, num_classes)` of images `(N, 3, H, W)`."""
+        return self.groups(x)[0]
+
+
+class NIN(nn.Module):
+    """Network in network: three groups of a spatial and two 1x1 convolutions, and a mean over places at the end.
+
+    The paper says only "0.2M" and "1M parameters". Its wide network is the original, without dropout; the thin one has
+    half as many channels.
+
+    Args:
+        width: multiplies the channels: 1.0 wide, 0.5 thin.
+        batch_norm: after each convolution; the paper's gradient experiments use none.
+        num_classes: number of logits.
+    """
+
+    CHANNELS = ((192, 160, 96), (192, 192, 192), (192, 192))
+
+    def __init__(self, width: float, batch_norm: bool, num_classes: int = 10) -> None:
+        super().__init__()
+        channels, kernels = 3, (5, 5, 3)
+        for j, outs in enumerate(self.CHANNELS):
+            layers = []
+            for i, out in enumerate(int(width * out) for out in outs):
+                kernel = kernels[j] if i == 0 else 1
+                layers += [nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=not batch_norm)]
+                layers += [nn.BatchNorm2d(out)] * batch_norm + [nn.ReLU()]
+                channels = out
+            setattr(self, f"group{j}", nn.Sequential(*layers[:-1]))  # read before the last ReLU
+        self.classes = nn.Conv2d(channels, num_classes, 1)
+        self.apply(_initialise)
+
+    def groups(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As `WideResNet.groups`; these outputs come before a ReLU, hence are signed."""
+        g0 = self.group0(x)
+        g1 = self.group1(F.max_pool2d(F.relu(g0), 3, stride=2, padding=1))
+        g2 = self.group2(F.avg_pool2d(F.relu(g1), 3, stride=2, padding=1))
+        return self.classes(F.relu(g2)).mean(dim=(2, 3)), [g0, g1, g2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(N, num_classes)` of images `(N, 3, H, W)`."""
+        return self.groups(x)[0]
+
+
 def _initialise(module: nn.Module) -> None:
     """The authors' initial weights: He normal, zero biases, and batch norm scales uniform in [0, 1)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -83,13 +180,25 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def build(name: str, num_classes: int = 10) -> WideResNet:
+Network = WideResNet | ResNet | NIN
+
+
+def build(name: str, num_classes: int = 10) -> Network:
     """A freshly initialised network by its name, e.g. ``"wrn-16-1"``; seed torch before for the same weights.
 
+    Args:
+        name: ``wrn-DEPTH-WIDTH``, or one of `atbook.names.NIN` and `atbook.names.RESNETS`.
+        num_classes: 2 or more.
+
     Raises:
-        ValueError: if the name or the depth is wrong (see `atbook.names.wrn_shape`), or ``num_classes`` is below 2.
+        ValueError: if the name or the depth is wrong (see `atbook.names.network`), or ``num_classes`` is below 2.
     """
-    depth, width = wrn_shape(name)
+    network(name)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}: a classifier needs 2 or more")
-    return WideResNet(depth, width, num_classes)
+    if name.startswith("nin"):
+        return NIN(0.5 if "thin" in name else 1.0, not name.endswith("-nobn"), num_classes)
+    if name.startswith("resnet"):
+        depth, _, width = name.removeprefix("resnet").partition("x")
+        return ResNet(int(depth), int(width or 1), num_classes)
+    return WideResNet(*wrn_shape(name), num_classes)

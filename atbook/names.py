@@ -4,8 +4,14 @@ import difflib
 import re
 
 DATASETS = ("shapes", "cifar10", "cifar100", "folder")
-METHODS = ("student", "at", "kd", "at+kd")
+# What each method adds to the student's own loss: see `atbook.recipes.weights`.
+METHODS = (
+    "student", "at", "kd", "at+kd", "f-act", "fitnet", "at+fitnet", "grad-at", "symmetry", "min-l2",
+)  # fmt: skip
+TEACHERLESS = ("student", "symmetry", "min-l2")
 MAPPINGS = ("f_sum", "f_max")
+NIN = ("nin-thin", "nin-wide", "nin-thin-nobn", "nin-wide-nobn")
+RESNETS = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4")
 
 
 def choose(what: str, name: str, allowed: tuple[str, ...]) -> str:
@@ -21,6 +27,20 @@ def choose(what: str, name: str, allowed: tuple[str, ...]) -> str:
     raise ValueError(f"{what} {name!r} is unknown: choose one of {', '.join(map(repr, allowed))}{hint}")
 
 
+def network(name: str) -> str:
+    """Return the name of a network if there is such a one.
+
+    Raises:
+        ValueError: naming the value and what is allowed (see also `wrn_shape`).
+    """
+    if name in NIN + RESNETS:
+        return name
+    if str(name).startswith(("nin", "resnet")):
+        return choose("network", name, NIN + RESNETS)
+    wrn_shape(name)
+    return name
+
+
 def wrn_shape(name: str) -> tuple[int, int]:
     """Depth and width of a wide residual network: ``"wrn-16-2"`` gives ``(16, 2)``.
 
@@ -30,7 +50,8 @@ def wrn_shape(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", str(name))
     if not match:
-        raise ValueError(f"network {name!r} is unknown: write wrn-DEPTH-WIDTH, for example 'wrn-16-1' or 'wrn-40-2'")
+        others = f"for example 'wrn-16-1', or one of {', '.join(NIN + RESNETS)}"
+        raise ValueError(f"network {name!r} is unknown: write wrn-DEPTH-WIDTH, {others}")
     depth, width = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6:
         lower = max(10, depth - (depth - 4) % 6)

@@ -6,9 +6,13 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from atbook.names import DATASETS, MAPPINGS, METHODS, choose, wrn_shape
+from atbook.names import DATASETS, MAPPINGS, METHODS, TEACHERLESS, choose, network
 
-Network = Annotated[str, AfterValidator(lambda name: (wrn_shape(name), name)[1])]
+Network = Annotated[str, AfterValidator(network)]
+# The weight of a method's own term where it is not 1000; for gradients the paper has no figure, and these are ours.
+BETAS = {"grad-at": 0.1, "symmetry": 0.1, "min-l2": 0.1}
+# Two stages: the first until `hint_part` of the training, the second from there on.
+STAGED = {"fitnet": ("hint", "kd"), "at+fitnet": ("hint", "at")}
 
 
 def _one_of(what: str, allowed: tuple[str, ...]):
@@ -26,7 +30,7 @@ class Recipe(BaseModel):
 
     dataset: _one_of("dataset", DATASETS) = Field("shapes", description="the images: " + ", ".join(DATASETS))
     train_images: int | None = Field(None, ge=2, description="train on so many images, classes balanced; null for all")
-    student: Network = Field("wrn-16-1", description="the network that is trained: wrn-DEPTH-WIDTH, depth 6n+4")
+    student: Network = Field("wrn-16-1", description="the network that is trained: wrn-16-1, nin-thin, resnet20 ...")
     teacher: Network | None = Field(None, description="the trained teacher's network; `train` fills it in")
     method: _one_of("method", METHODS) = Field("student", description="what the student matches: " + ", ".join(METHODS))
     epochs: int = Field(30, ge=1, description="passes over the training images (paper: 200)")
@@ -38,7 +42,7 @@ class Recipe(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="l2 penalty on all weights")
     augment: _one_of("augment", ("crop-flip", "flip", "none")) = Field("crop-flip", description="random views")
-    beta: float = Field(1000.0, ge=0, description="weight of attention transfer, on the scale of the authors' code")
+    beta: float = Field(1000.0, ge=0, description="weight of the method's term; for at on the authors' scale")
     mapping: _one_of("mapping", MAPPINGS) = Field("f_sum", description="the attention map: " + ", ".join(MAPPINGS))
     p: float = Field(2.0, ge=1, description="power of the mapping function")
     form: _one_of("form", ("squared", "norm")) = Field("squared", description="of the attention-transfer loss")
@@ -47,10 +51,12 @@ class Recipe(BaseModel):
     )
     alpha: float = Field(0.9, ge=0, le=1, description="weight of distillation; cross-entropy has 1 - alpha")
     temperature: float = Field(4.0, gt=0, description="softens the logits in distillation")
+    hint_part: float = Field(0.3, gt=0, lt=1, description="share of the epochs for the hint stage of fitnet")
     precision: _one_of("precision", ("float32", "bfloat16")) = Field("float32", description="of the forward pass")
     seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, order and augmentation")
 
     def __init__(self, **fields: object) -> None:
+        fields.setdefault("beta", BETAS.get(str(fields.get("method")), 1000.0))
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -58,8 +64,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _teacher_and_method_agree(self) -> Self:
-        if self.teacher and self.method == "student":
-            raise ValueError(f"method 'student' uses none, but teacher is {self.teacher!r}: drop it or choose a method")
+        if self.teacher and self.method in TEACHERLESS:
+            raise ValueError(f"method {self.method!r} uses none, but teacher is {self.teacher!r}: leave it out")
         return self
 
     @classmethod
@@ -91,31 +97,53 @@ def _sentence(error: ValidationError, names: tuple[str, ...]) -> str:
     return f"{field}={first['input']!r} is not possible: {message[0].lower() + message[1:]}"
 
 
+def stage(recipe: Recipe, progress: float) -> tuple[str, float]:
+    """Which loss is minimised at ``progress`` in [0, 1] of the training, and how far its own stage is.
+
+    Most methods have one stage. FitNets' have two, each with a learning rate schedule of its own.
+    """
+    if recipe.method not in STAGED:
+        return recipe.method, progress
+    first, second = STAGED[recipe.method]
+    if progress < recipe.hint_part:
+        return first, progress / recipe.hint_part
+    return second, (progress - recipe.hint_part) / (1 - recipe.hint_part)
+
+
 def weights(recipe: Recipe, progress: float) -> dict[str, float]:
     """The weighted sum that a method minimises, at ``progress`` in [0, 1] of the training.
 
-    ``at``: cross-entropy + beta AT. ``kd``: (1 - alpha) cross-entropy + alpha KD. ``at+kd``: both, with beta falling
-    linearly to zero: the paper decays it (section 4.1.2) without giving a schedule, so this one is ours.
+    ``ce`` is the cross-entropy with the labels, ``at`` attention transfer (equation 2), ``kd`` distillation, ``f-act``
+    full activations, ``hint`` FitNets' first stage, ``grad-at``, ``symmetry`` and ``min-l2`` the losses on the input's
+    gradient (equations 4 and 6, with their half). Where the paper says that beta decays, for AT+KD (section 4.1.2) and
+    F-ActT, it gives no schedule: the straight line to zero is ours.
 
     Returns:
-        Term name (``ce``, ``at``, ``kd``) to weight.
+        Name of each term to its weight.
     """
-    alpha = recipe.alpha if "kd" in recipe.method else 0.0
-    terms = {"ce": 1.0 - alpha}
-    if "kd" in recipe.method:
-        terms["kd"] = alpha
-    if "at" in recipe.method:
-        terms["at"] = recipe.beta * (1.0 - progress if "kd" in recipe.method else 1.0)
-    return terms
+    method, progress = stage(recipe, progress)
+    alpha, beta, fading = recipe.alpha, recipe.beta, recipe.beta * (1 - progress)
+    return {
+        "student": {"ce": 1.0},
+        "at": {"ce": 1.0, "at": beta},
+        "kd": {"ce": 1.0 - alpha, "kd": alpha},
+        "at+kd": {"ce": 1.0 - alpha, "kd": alpha, "at": fading},
+        "f-act": {"ce": 1.0, "f-act": fading},
+        "hint": {"hint": 1.0},
+        "grad-at": {"ce": 1.0, "grad-at": beta / 2},
+        "symmetry": {"ce": 1.0, "symmetry": beta / 2},
+        "min-l2": {"ce": 1.0, "min-l2": beta / 2},
+    }[method]
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate at ``progress`` in [0, 1] of the training.
+    """The learning rate at ``progress`` in [0, 1] of the training; where a method has two stages, in its own.
 
     ``step``: lr times 0.2 for each of 30, 60 and 80 % passed (the authors' epochs 60, 120 and 160 of 200).
     ``one-cycle``: a half cosine from lr/25 up to lr at 30 %, another down to lr/250000 (Smith and Topin, 2018;
     the shape and the constants of ``torch.optim.lr_scheduler.OneCycleLR``).
     """
+    _, progress = stage(recipe, progress)
     if recipe.schedule == "step":
         return recipe.lr * 0.2 ** sum(progress >= milestone for milestone in (0.3, 0.6, 0.8))
     start, end, part = recipe.lr / 25, recipe.lr, progress / 0.3

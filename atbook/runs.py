@@ -27,7 +27,7 @@ from safetensors.torch import load as load_tensors
 from scipy.stats import t as student_t
 
 from atbook import __version__
-from atbook.models import WideResNet, build
+from atbook.models import Network, build
 from atbook.recipes import Recipe
 
 _MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
@@ -118,7 +118,7 @@ class Run(BaseModel):
         """Write the receipt, whole or not at all."""
         write(self.folder / "receipt.json", (self.model_dump_json(indent=1) + "\n").encode())
 
-    def model(self) -> WideResNet:
+    def model(self) -> Network:
         """The trained network, in evaluation mode.
 
         Raises:

@@ -1,5 +1,6 @@
 """The training loop: SGD on a weighted sum of losses, resumable to the last bit, on any device."""
 
+import copy
 import hashlib
 import json
 import math
@@ -19,42 +20,112 @@ from tqdm import tqdm
 from atbook import attention, runs
 from atbook.compat import check_compiler
 from atbook.data import Images, augment, load, standardize
-from atbook.losses import attention_transfer, distillation
-from atbook.models import build
-from atbook.recipes import Recipe, learning_rate, weights
+from atbook.losses import (
+    activation_transfer,
+    attention_transfer,
+    distillation,
+    gradient_penalty,
+    gradient_symmetry,
+    gradient_transfer,
+    hint,
+    regressor,
+)
+from atbook.models import Network, build
+from atbook.names import TEACHERLESS
+from atbook.recipes import Recipe, learning_rate, stage, weights
 from atbook.runs import Run
 
 
-class Outputs(NamedTuple):
-    """What the terms of a loss are computed from, for one batch."""
+class Batch(NamedTuple):
+    """What the terms of a loss are computed from: one batch, and what both networks make of it."""
 
     recipe: Recipe
+    model: Network
+    teacher: Network | None
+    regressors: nn.ModuleList
+    x: Tensor
     labels: Tensor
     logits: Tensor
     groups: list[Tensor]
     teacher_logits: Tensor | None
     teacher_groups: list[Tensor] | None
 
+    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's and the teacher's activations in the recipe's groups."""
+        return tuple([groups[j] for j in self.recipe.groups] for groups in (self.groups, self.teacher_groups))
 
-def cross_entropy(out: Outputs) -> Tensor:
+
+def cross_entropy(batch: Batch) -> Tensor:
     """Match the labels."""
-    return F.cross_entropy(out.logits.float(), out.labels)
+    return F.cross_entropy(batch.logits.float(), batch.labels)
 
 
-def transfer(out: Outputs) -> Tensor:
+def transfer(batch: Batch) -> Tensor:
     """Match the teacher's attention in the chosen groups."""
-    mapping = partial(getattr(attention, out.recipe.mapping), p=out.recipe.p)
-    student = [out.groups[j] for j in out.recipe.groups]
-    teacher = [out.teacher_groups[j] for j in out.recipe.groups]
-    return attention_transfer(student, teacher, mapping, out.recipe.form)
+    mapping = partial(getattr(attention, batch.recipe.mapping), p=batch.recipe.p)
+    return attention_transfer(*batch.pairs(), mapping, batch.recipe.form)
 
 
-def soft_labels(out: Outputs) -> Tensor:
+def soft_labels(batch: Batch) -> Tensor:
     """Match the teacher's softened probabilities."""
-    return distillation(out.logits, out.teacher_logits, out.recipe.temperature)
+    return distillation(batch.logits, batch.teacher_logits, batch.recipe.temperature)
 
 
-TERMS: dict[str, Callable[[Outputs], Tensor]] = {"ce": cross_entropy, "at": transfer, "kd": soft_labels}
+def full_activations(batch: Batch) -> Tensor:
+    """Match the teacher's activations in the chosen groups."""
+    return activation_transfer(*batch.pairs(), batch.regressors)
+
+
+def hints(batch: Batch) -> Tensor:
+    """Match the teacher's activation in the middle group."""
+    return hint(batch.groups[1], batch.teacher_groups[1], batch.regressors[0])
+
+
+def gradients(batch: Batch) -> Tensor:
+    """Match the gradient of the teacher's loss with respect to the image."""
+    J_T = attention.input_gradient(batch.teacher, batch.x, batch.labels)
+    return gradient_transfer(_gradient(batch), J_T)
+
+
+def small_gradients(batch: Batch) -> Tensor:
+    """Keep the gradient with respect to the image small."""
+    return gradient_penalty(_gradient(batch))
+
+
+def symmetric_gradients(batch: Batch) -> Tensor:
+    """Mirror the gradient when the image is mirrored."""
+    return gradient_symmetry(batch.model, batch.x, batch.labels)
+
+
+def _gradient(batch: Batch) -> Tensor:
+    return attention.input_gradient(batch.model, batch.x, batch.labels, create_graph=True)
+
+
+TERMS: dict[str, Callable[[Batch], Tensor]] = {
+    "ce": cross_entropy,
+    "at": transfer,
+    "kd": soft_labels,
+    "f-act": full_activations,
+    "hint": hints,
+    "grad-at": gradients,
+    "symmetry": symmetric_gradients,
+    "min-l2": small_gradients,
+}
+
+
+def _regressors(recipe: Recipe, student: Network, teacher: Network | None) -> nn.ModuleList:
+    """What a method learns beside the student, drawn from the seed: for F-ActT and FitNets, maps between the widths."""
+    method, _ = stage(recipe, 0.0)
+    if method not in ("f-act", "hint"):
+        return nn.ModuleList()
+    images = torch.zeros(2, 3, 32, 32)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        pairs = list(zip(copy.deepcopy(student).groups(images)[1], teacher.groups(images)[1], strict=True))
+        if method == "hint":
+            return nn.ModuleList([regressor(*pairs[1])])
+        pairs = [pairs[j] for j in recipe.groups]
+        return nn.ModuleList([nn.Identity() if s.shape == t.shape else regressor(s, t) for s, t in pairs])
 
 
 def train(
@@ -111,11 +182,11 @@ def train(
 
 
 def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run | None:
-    needed = recipe.method != "student"
+    needed = recipe.method not in TEACHERLESS
     if needed and teacher is None:
         raise ValueError(f"method {recipe.method!r} needs a teacher: give a finished run or its folder as `teacher`")
     if not needed and teacher is not None:
-        raise ValueError("method 'student' uses no teacher: drop it, or choose a method that has one")
+        raise ValueError(f"method {recipe.method!r} uses no teacher: drop it, or choose a method that has one")
     if teacher is None:
         return None
     run = teacher if isinstance(teacher, Run) else Run.load(teacher)
@@ -174,13 +245,18 @@ class _Loop:
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             model = build(self.recipe.student, run.data.classes)
+        taught = teacher and teacher.model()
+        self.regressors = _regressors(self.recipe, model, taught).to(device)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.teacher = teacher and teacher.model().to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self.teacher = taught and taught.to(device, memory_format=torch.channels_last).requires_grad_(False)
         wrap = torch.compile if compile else (lambda function: function)
         self.forward = wrap(self.model.groups)
         self.teacher_forward = wrap(self.teacher.groups) if teacher else None
         settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
-        self.optimizer = torch.optim.SGD(self.model.parameters(), self.recipe.lr, **settings)
+        self.parameters = dict(self.model.named_parameters())  # all that is trained, by name
+        self.parameters |= {f"regressor.{name}": weight for name, weight in self.regressors.named_parameters()}
+        self.optimizer = torch.optim.SGD(self.parameters.values(), self.recipe.lr, **settings)
+        self.stage, _ = stage(self.recipe, 0.0)
         self.steps = math.ceil(len(self.labels) / self.recipe.batch)  # in one epoch
         _restore(self)
 
@@ -224,28 +300,32 @@ class _Loop:
             yield augment(self.images[batch], self.recipe.augment, generator), self.labels[batch]
 
     def _step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
-        self._set_lr(learning_rate(self.recipe, progress))
+        self._schedule(progress)
         x = standardize(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             teacher = (None, None)
             if self.teacher_forward:
                 with torch.no_grad():
                     teacher = self.teacher_forward(x)
-            out = Outputs(self.recipe, labels, *self.forward(x), *teacher)
+            networks = self.recipe, self.model, self.teacher, self.regressors
+            batch = Batch(*networks, x, labels, *self.forward(x), *teacher)
         wanted = weights(self.recipe, progress)
-        terms = {name: TERMS[name](out) for name in wanted}
+        terms = {name: TERMS[name](batch) for name in wanted}
         loss = sum(wanted[name] * terms[name] for name in wanted)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        wrong = (out.logits.argmax(dim=1) != labels).float().mean()
+        wrong = (batch.logits.argmax(dim=1) != labels).float().mean()
         return {name: value.detach() for name, value in {"loss": loss, **terms, "train_error": wrong}.items()}
 
-    def _set_lr(self, lr: float) -> None:
-        group = self.optimizer.param_groups[0]
-        if self.recipe.schedule == "step" and lr < group["lr"]:
-            self.optimizer.state.clear()  # the authors' code makes a new optimizer at each drop, without momentum
-        group["lr"] = lr
+    def _schedule(self, progress: float) -> None:
+        """Set the learning rate; start without momentum after a drop (the authors' code makes a new optimizer there)
+        and when a new stage begins."""
+        lr, group = learning_rate(self.recipe, progress), self.optimizer.param_groups[0]
+        now, _ = stage(self.recipe, progress)
+        if now != self.stage or (self.recipe.schedule == "step" and lr < group["lr"]):
+            self.optimizer.state.clear()
+        self.stage, group["lr"] = now, lr
 
     def _check(self, sums: dict[str, Tensor], epoch: int, step: int, bar: tqdm) -> None:
         if not math.isfinite(sums["loss"].item()):
@@ -270,13 +350,16 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _checkpoint(loop: _Loop) -> None:
     """Write what resuming needs: weights, momentum and history in one file, so that they agree; then the receipt."""
-    momentum = {
-        f"momentum.{name}": loop.optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in loop.model.named_parameters()
-    }
+    state = {name: loop.optimizer.state.get(weight, {}) for name, weight in loop.parameters.items()}
+    momentum = {f"momentum.{name}": held["momentum_buffer"] for name, held in state.items() if held}
     model = {f"model.{name}": tensor for name, tensor in loop.model.state_dict().items()}
+    model |= {f"regressors.{name}": tensor for name, tensor in loop.regressors.state_dict().items()}
     about = {"key": loop.run.key, "history": json.dumps(loop.run.history)}
     runs.write(loop.run.folder / "checkpoint.safetensors", save_tensors(_contiguous(model | momentum), about))
     loop.run.status, loop.run.reason = "running", None
@@ -295,12 +378,14 @@ def _restore(loop: _Loop) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if about.get("key") != loop.run.key:
             raise ValueError("it belongs to another run")
-        loop.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        for name, parameter in loop.model.named_parameters():
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            loop.optimizer.state[parameter]["momentum_buffer"] = buffer
+        loop.model.load_state_dict(_part(tensors, "model."))
+        loop.regressors.load_state_dict(_part(tensors, "regressors."))
+        for name, buffer in _part(tensors, "momentum.").items():
+            weight = loop.parameters[name]
+            loop.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(buffer)
         loop.run.history = json.loads(about["history"])
-        loop.optimizer.param_groups[0]["lr"] = loop.run.history[-1]["lr"]
+        last = (len(loop.run.history) - 1 / loop.steps) / loop.recipe.epochs  # where the last step was
+        loop.stage, loop.optimizer.param_groups[0]["lr"] = stage(loop.recipe, last)[0], loop.run.history[-1]["lr"]
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         why = str(error).splitlines()[0]
         why = f"checkpoint {str(path)!r} cannot be used ({why}): remove it to train from the beginning"

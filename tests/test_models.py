@@ -2,14 +2,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from atbook.compat import torchvision
 from atbook.models import build
+from atbook.names import NIN, RESNETS
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("wrn-16-1", 175_066), ("wrn-16-2", 691_674), ("wrn-40-1", 563_930), ("wrn-40-2", 2_243_546)]
+    ("name", "classes", "count"),
+    [
+        ("wrn-16-1", 10, 175_066),
+        ("wrn-16-2", 10, 691_674),
+        ("wrn-40-1", 10, 563_930),
+        ("wrn-40-2", 10, 2_243_546),
+        ("nin-wide-nobn", 10, 966_986),  # the network of Lin, Chen and Yan
+        ("resnet20", 100, 278_324),
+        ("resnet32", 100, 472_756),
+        ("resnet56", 100, 861_620),
+        ("resnet110", 100, 1_736_564),
+        ("resnet8x4", 100, 1_233_540),
+        ("resnet32x4", 100, 7_433_860),
+    ],
 )
-def test_parameter_counts_are_the_published_ones(name, count):
-    assert sum(p.numel() for p in build(name).parameters()) == count
+def test_parameter_counts_are_the_published_ones(name, classes, count):
+    assert sum(p.numel() for p in build(name, classes).parameters()) == count
+
+
+def test_thin_nin_has_the_papers_size_and_batch_norm_two_numbers_a_channel():
+    counts = {name: sum(p.numel() for p in build(name).parameters()) for name in NIN}
+    assert round(counts["nin-thin-nobn"] / 1e6, 1) == 0.2 and round(counts["nin-wide-nobn"] / 1e6) == 1
+    for name, channels in (("nin-thin", 704), ("nin-wide", 1408)):  # each has scale and shift, and its bias is gone
+        assert counts[name] - counts[f"{name}-nobn"] == channels
 
 
 def test_groups_have_the_papers_shapes():
@@ -63,7 +85,54 @@ def test_same_seed_same_weights():
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("name", ["wrn-17-1", "wrn-4-1", "wrn-16-0", "resnet", "wrn-16", "", "wrn-16-1x"])
+@pytest.mark.parametrize("name", [*NIN, *RESNETS])
+def test_other_networks_have_three_groups_on_the_same_grids(name):
+    model = build(name, num_classes=7)
+    assert not name.endswith("-nobn") or not any("bn" in key or "running" in key for key in model.state_dict())
+    logits, groups = model.eval().groups(torch.zeros(2, 3, 32, 32))
+    assert logits.shape == (2, 7) and torch.equal(logits, model(torch.zeros(2, 3, 32, 32)))
+    assert [tuple(g.shape[2:]) for g in groups] == [(32, 32), (16, 16), (8, 8)]
+    assert all(w.norm() > 0 for key, w in model.named_parameters() if "weight" in key)
+
+
+def test_residual_blocks_equal_torchvisions():
+    torch.manual_seed(0)
+    model, x = build("resnet8x4").eval(), torch.randn(2, 3, 32, 32)
+    for j, A in enumerate(model.groups(x)[1][:2]):
+        group = getattr(model, f"group{j + 1}")
+        theirs = torchvision.models.resnet.BasicBlock(A.shape[1], 2 * A.shape[1], 2, group[0].shortcut).eval()
+        names = {"conv0": "conv1", "bn0": "bn1", "conv1": "conv2", "bn1": "bn2", "shortcut": "downsample"}
+        state = {k.replace(k.split(".")[0], names[k.split(".")[0]], 1): v for k, v in group[0].state_dict().items()}
+        theirs.load_state_dict(state)
+        torch.testing.assert_close(group[0](A), theirs(A))
+
+
+@pytest.mark.parametrize("name", ["nin-thin", "nin-thin-nobn"])
+def test_network_in_network_equals_a_functional_version(name):
+    torch.manual_seed(0)
+    model, x = build(name), torch.randn(2, 3, 32, 32)
+    model(x)
+    model.eval()
+    weights, o = model.state_dict(), x
+    for j, pool in enumerate((F.max_pool2d, F.avg_pool2d, None)):
+        step = 2 if name.endswith("-nobn") else 3  # places of one convolution's layers in the group
+        for i in range(3 if pool else 2):
+            key = f"group{j}.{i * step}"
+            o = F.conv2d(o, weights[f"{key}.weight"], weights.get(f"{key}.bias"), padding="same")
+            if step == 3:
+                key = f"group{j}.{i * step + 1}"
+                stats = (weights[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+                o = F.batch_norm(o, *stats)
+            o = o.relu()
+        o = pool(o, 3, 2, 1) if pool else o
+    o = F.conv2d(o, weights["classes.weight"], weights["classes.bias"]).mean((2, 3))
+    torch.testing.assert_close(model(x), o)
+
+
+WRONG = ["nin", "resnet21", "resnet8x3", "wrn-17-1", "wrn-4-1", "wrn-16-0", "resnet", "wrn-16", "", "wrn-16-1x"]
+
+
+@pytest.mark.parametrize("name", WRONG)
 def test_bad_names_are_refused(name):
     with pytest.raises(ValueError, match="network"):
         build(name)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from atbook.names import choose, wrn_shape
+from atbook.names import METHODS, TEACHERLESS, choose, network, wrn_shape
 
 
 def test_shape_of_a_network():
@@ -16,6 +16,20 @@ def test_shape_of_a_network():
 def test_a_wrong_depth_names_its_neighbours(name, remedy):
     with pytest.raises(ValueError, match=remedy):
         wrn_shape(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("resnet8x3", "did you mean 'resnet8x4'"), ("nin-thi", "did you mean 'nin-thin'"), ("vgg8", "one of nin-thin")],
+)
+def test_an_unknown_network_names_the_nearest(name, said):
+    with pytest.raises(ValueError, match=said):
+        network(name)
+
+
+def test_known_networks_and_methods():
+    assert [network(name) for name in ("nin-thin", "resnet8x4", "wrn-28-10")] == ["nin-thin", "resnet8x4", "wrn-28-10"]
+    assert set(TEACHERLESS) < set(METHODS)
 
 
 def test_an_unknown_name_says_what_was_meant():

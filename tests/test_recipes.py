@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from atbook.recipes import Recipe, learning_rate, weights
+from atbook.names import METHODS
+from atbook.recipes import Recipe, learning_rate, stage, weights
 
 
 def test_defaults_are_the_papers():
@@ -26,6 +27,9 @@ def test_defaults_are_the_papers():
         ({"groups": (3,)}, r"groups.0=3 is not possible"),
         ({"groups": ()}, "groups="),
         ({"teacher": "wrn-16-2"}, "method 'student' uses none"),
+        ({"teacher": "wrn-16-2", "method": "min-l2"}, "method 'min-l2' uses none"),
+        ({"hint_part": 1.0}, "hint_part=1.0"),
+        ({"student": "resnet21"}, "network 'resnet21' is unknown"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
@@ -57,11 +61,38 @@ def test_typed_in_text():
         ("at", {"ce": 1, "at": 1000}, {"ce": 1, "at": 1000}),
         ("kd", {"ce": 0.1, "kd": 0.9}, {"ce": 0.1, "kd": 0.9}),
         ("at+kd", {"ce": 0.1, "kd": 0.9, "at": 1000}, {"ce": 0.1, "kd": 0.9, "at": 0}),
+        ("f-act", {"ce": 1, "f-act": 1000}, {"ce": 1, "f-act": 0}),
+        ("fitnet", {"hint": 1}, {"ce": 0.1, "kd": 0.9}),
+        ("at+fitnet", {"hint": 1}, {"ce": 1, "at": 1000}),
+        ("grad-at", {"ce": 1, "grad-at": 0.05}, {"ce": 1, "grad-at": 0.05}),
+        ("symmetry", {"ce": 1, "symmetry": 0.05}, {"ce": 1, "symmetry": 0.05}),
+        ("min-l2", {"ce": 1, "min-l2": 0.05}, {"ce": 1, "min-l2": 0.05}),
     ],
 )
 def test_weights_of_the_methods(method, start, end):
     assert weights(Recipe(method=method), 0.0) == pytest.approx(start)
     assert weights(Recipe(method=method), 1.0) == pytest.approx(end)
+
+
+def test_every_method_has_weights_all_through():
+    for method in METHODS:
+        assert all(weights(Recipe(method=method), tenth / 10) for tenth in range(11))
+
+
+def test_beta_is_the_methods_own_unless_given():
+    assert Recipe(method="at+fitnet").beta == 1000 and Recipe(method="min-l2").beta == 0.1
+    assert Recipe(method="min-l2", beta=3.0).beta == 3 and Recipe(method="at", beta=0.0).beta == 0
+
+
+def test_two_stages_have_a_schedule_each():
+    recipe = Recipe(method="fitnet", schedule="one-cycle", hint_part=0.25)
+    assert [stage(recipe, at) for at in (0.0, 0.125, 0.25, 0.625, 1.0)] == [
+        ("hint", 0), ("hint", 0.5), ("kd", 0), ("kd", 0.5), ("kd", 1),
+    ]  # fmt: skip
+    alone = Recipe(schedule="one-cycle")
+    assert learning_rate(recipe, 0.125) == learning_rate(alone, 0.5) == learning_rate(recipe, 0.625)
+    steps = Recipe(method="at+fitnet")  # the steps of 30, 60 and 80 % in each stage
+    assert [learning_rate(steps, at) for at in (0.299, 0.3, 0.5, 0.52)] == pytest.approx([0.0008, 0.1, 0.1, 0.02])
 
 
 def test_step_schedule_drops_at_the_authors_epochs():

@@ -7,12 +7,23 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from atbook import train as training
+from atbook.attention import input_gradient
 from atbook.compat import check_compiler
 from atbook.data import Images, standardize
-from atbook.losses import attention_transfer, distillation
+from atbook.losses import (
+    activation_transfer,
+    attention_transfer,
+    distillation,
+    gradient_penalty,
+    gradient_symmetry,
+    gradient_transfer,
+    hint,
+)
 from atbook.models import build
+from atbook.names import METHODS, TEACHERLESS
 from atbook.recipes import Recipe
 from atbook.runs import Run
 from atbook.train import evaluate, train
@@ -71,20 +82,67 @@ def test_first_step_equals_plain_torch(tmp_path):
         torch.testing.assert_close(new, old - 0.1 * (gradient + 5e-4 * old), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["at", "kd", "at+kd"])
+@pytest.mark.parametrize("method", ["at", "kd", "at+kd", "f-act", "fitnet", "grad-at", "min-l2", "symmetry"])
 def test_methods_minimise_what_they_say(tmp_path, teacher, method):
     recipe = Recipe(student="wrn-10-2", batch=60, epochs=1, augment="none", method=method)
-    row = train(recipe, tmp_path / "run", teacher=teacher, progress=False).history[0]
+    used = None if method in TEACHERLESS else teacher
+    row = train(recipe, tmp_path / "run", teacher=used, progress=False).history[0]
     torch.manual_seed(recipe.seed)
     data = training.load("", "train")
-    x = standardize(data.images)
-    logits, groups = build("wrn-10-2", 2).groups(x)
-    teacher_logits, teacher_groups = teacher.model().groups(x)
-    ce, kd = F.cross_entropy(logits, data.labels), distillation(logits, teacher_logits, 4)
+    x, y = standardize(data.images), data.labels
+    model, T = build("wrn-10-2", 2), teacher.model()
+    (logits, groups), (teacher_logits, teacher_groups) = model.groups(x), T.groups(x)
+    ce, kd = F.cross_entropy(logits, y), distillation(logits, teacher_logits, 4)
     at = attention_transfer(groups, teacher_groups)
-    expected = {"at": ce + 1000 * at, "kd": 0.1 * ce + 0.9 * kd, "at+kd": 0.1 * ce + 0.9 * kd + 1000 * at}[method]
+    J, J_T = (input_gradient(network, x, y) for network in (model, T))
+    torch.manual_seed(recipe.seed)
+    r = [torch.nn.Conv2d(2 * width, width, 1) for width in (16, 32, 64)]
+    full = activation_transfer(groups, teacher_groups, r)
+    torch.manual_seed(recipe.seed)
+    expected = {
+        "at": ce + 1000 * at,
+        "kd": 0.1 * ce + 0.9 * kd,
+        "at+kd": 0.1 * ce + 0.9 * kd + 1000 * at,
+        "f-act": ce + 1000 * full,
+        "fitnet": hint(groups[1], teacher_groups[1], torch.nn.Conv2d(64, 32, 1)),
+        "grad-at": ce + 0.05 * gradient_transfer(J, J_T),
+        "min-l2": ce + 0.05 * gradient_penalty(J),
+        "symmetry": ce + 0.05 * gradient_symmetry(model, x, y),
+    }[method]
     assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert row.get("at", at.item()) == pytest.approx(at.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_resumes_to_the_same_weights(tmp_path, monkeypatch, teacher, method):
+    """Of methods with two stages, the kill falls into the first."""
+    recipe = Recipe(**SMALL | {"student": "wrn-10-2"}, method=method, schedule="one-cycle", hint_part=0.5)
+    used = None if method in TEACHERLESS else teacher
+    whole = train(recipe, tmp_path / "whole", teacher=used, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
+        train(recipe, tmp_path / "part", teacher=used, progress=False)
+    assert weights_of(train(recipe, tmp_path / "part", teacher=used, progress=False)) == weights_of(whole)
+    assert not any("regressor" in name for name in load_file(whole.folder / "weights.safetensors"))
+    assert all(row["loss"] > 0 for row in whole.history)
+
+
+def test_regressors_are_trained_and_the_second_stage_starts_without_momentum(tmp_path, monkeypatch, teacher):
+    loops = []
+    original = training._Loop.__init__
+    monkeypatch.setattr(training._Loop, "__init__", lambda self, *a: (original(self, *a), loops.append(self))[0])
+    recipe = Recipe(**SMALL | {"student": "wrn-10-2"}, method="fitnet", hint_part=0.5)
+    train(recipe, tmp_path / "run", teacher=teacher, progress=False)
+    (loop,) = loops
+    torch.manual_seed(recipe.seed)
+    assert not torch.equal(loop.regressors[0].weight, torch.nn.Conv2d(64, 32, 1).weight)
+    held = {name for name, weight in loop.parameters.items() if loop.optimizer.state.get(weight)}
+    assert held == {name for name in loop.parameters if not name.startswith("regressor")}
+
+
+@pytest.mark.parametrize("network", ["nin-thin-nobn", "resnet20"])
+def test_other_networks_learn_from_a_wrn(tmp_path, teacher, network):
+    recipe = Recipe(student=network, batch=20, epochs=1, method="at", lr=0.01)
+    assert train(recipe, tmp_path / "run", teacher=teacher, progress=False).model()
 
 
 def test_recipe_fields_of_the_attention_term_are_used(tmp_path, teacher):

@@ -43,8 +43,6 @@ def _text(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
             if kept and kept[-1].output_type == "stream":
                 kept[-1].text += output.text
                 continue
-        if any(mime.startswith("application/papermill.record") for mime in output.get("data", {})):
-            continue  # a glued value: a measured number, for the site alone
         if "data" in output:
             output.data = {mime: value for mime, value in output.data.items() if _is_text(mime)}
             output.metadata = nbformat.from_dict({})
