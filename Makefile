@@ -15,7 +15,7 @@ BUILD := build . --all -n -W --keep-going
 CHAPTERS := book/[0-9]*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks lint install clean
+.PHONY: help book test serve notebooks bench mutants lint install clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | while IFS='#' read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
@@ -35,6 +35,12 @@ serve: ## show the built site at http://localhost:8000
 
 notebooks: install ## run the chapters and bring them into the form they are committed in
 	@"$(PY)" book/_tools/notebooks.py $(CHAPTERS)
+
+bench: install ## measure how fast training is, as ratios
+	@"$(PY)" book/_tools/bench.py
+
+mutants: install ## break attention and losses in every place, and see whether a test notices (minutes)
+	@OMP_NUM_THREADS=1 "$(PY)" tests/mutants.py
 
 lint: install ## check the style of code and notebooks
 	@"$(PY)" -m ruff check --no-cache .

@@ -1,10 +1,12 @@
-"""Attention against the truth: does a map look at the object? For data with object masks.
+"""Attention against the truth, for data with object masks, and against another network's attention.
 
 `Q` is an attention map `(N, H, W)`, a mask is True on the object, `(N, H', W')`. Maps smaller than the masks are
-enlarged bilinearly first, as when they are drawn over the image.
+enlarged bilinearly first, as when they are drawn over the image. Each score says what a map that knows nothing gets.
 """
 
+import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -49,6 +51,56 @@ def energy(Q: Tensor, masks: Tensor) -> Tensor:
 def chance(masks: Tensor) -> Tensor:
     """What a map that knows nothing scores: each object's share of the image area, `(N,)`."""
     return masks.float().mean(dim=(1, 2))
+
+
+def iou(Q: Tensor, masks: Tensor, quantile: float = 0.8) -> Tensor:
+    """Intersection over union of the object and the brightest part of the map.
+
+    Args:
+        Q: maps `(N, H, W)`.
+        masks: bool `(N, H', W')`.
+        quantile: the brightest part are the places above this quantile of the map: 0.8 takes a fifth of the image.
+
+    Returns:
+        `(N,)` in [0, 1]; for a random map about ``chance_iou(masks, quantile)``.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the quantile is not between 0 and 1.
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile is {quantile}: it must lie between 0 and 1")
+    q = _enlarge(Q, masks)
+    bright = q > q.flatten(1).quantile(quantile, dim=1)[:, None, None]
+    return (bright & masks).sum(dim=(1, 2)) / (bright | masks).sum(dim=(1, 2))
+
+
+def chance_iou(masks: Tensor, quantile: float = 0.8) -> Tensor:
+    """What `iou` gives for a map whose bright places are drawn at random, `(N,)`: by its mean intersection."""
+    bright, object_ = 1 - quantile, chance(masks)
+    both = bright * object_
+    return both / (bright + object_ - both)
+
+
+def rank_correlation(Q: Tensor, other: Tensor) -> Tensor:
+    """Do two maps order the places alike? Spearman's correlation, image by image; chance level 0.
+
+    Unlike the cosine, it does not change with any increasing function of a map's values, such as a power.
+
+    Args:
+        Q: maps `(N, H, W)`.
+        other: maps of the same images and size, for example the teacher's.
+
+    Returns:
+        `(N,)` in [-1, 1]; NaN where a map is constant.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if Q.ndim != 3 or Q.shape != other.shape:
+        raise ValueError(f"maps must be (N, H, W) of one shape, got {tuple(Q.shape)} and {tuple(other.shape)}")
+    ranks = [torch.as_tensor(rankdata(maps.detach().cpu().flatten(1), axis=1)) for maps in (Q, other)]
+    a, b = (r - r.mean(dim=1, keepdim=True) for r in ranks)
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
 def _enlarge(Q: Tensor, masks: Tensor) -> Tensor:

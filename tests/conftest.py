@@ -1,4 +1,9 @@
 import pytest
+from hypothesis import settings
+
+# The same examples every time, however busy the machine is.
+settings.register_profile("book", deadline=None, derandomize=True, database=None)
+settings.load_profile("book")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from atbook.attention import (
 
 floats = st.floats(-100, 100, width=32, allow_subnormal=False)
 activations = arrays(np.float64, (2, 3, 4, 5), elements=floats)
-powers = st.floats(1, 5)
+powers = st.sampled_from([1, 1.5, 2, 3]) | st.floats(1, 5)
 
 
 @given(activations, powers)
@@ -32,6 +32,11 @@ def test_mapping_functions_equal_the_papers_formulas(A, p):
         by_sum[n, h, w], by_max[n, h, w] = sum(values), max(values)
     np.testing.assert_allclose(f_sum(torch.tensor(A), p), by_sum, rtol=1e-12)
     np.testing.assert_allclose(f_max(torch.tensor(A), p), by_max, rtol=1e-12)
+
+
+def test_the_power_is_one_unless_given():
+    A = torch.tensor([-2.0, 3.0]).reshape(1, 2, 1, 1)
+    assert f_sum(A).item() == 5 and f_max(A).item() == 3
 
 
 @given(activations, powers)
@@ -61,8 +66,9 @@ def test_half_precision_is_promoted(mapping):
 def test_bad_input_is_refused(mapping):
     with pytest.raises(ValueError, match="p is 0.5"):
         mapping(torch.zeros(1, 1, 1, 1), 0.5)
-    with pytest.raises(ValueError, match="p is nan"):
-        mapping(torch.zeros(1, 1, 1, 1), float("nan"))
+    for p in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"p is {p}"):
+            mapping(torch.zeros(1, 1, 1, 1), p)
     with pytest.raises(ValueError, match=r"4 dimensions .* \(3, 4, 4\)"):
         mapping(torch.zeros(3, 4, 4))
 
@@ -88,6 +94,14 @@ def test_an_all_zero_map_stays_zero_with_finite_gradients():
 def test_tiny_maps_keep_their_direction(dtype):
     Q = torch.tensor([[[3.0, 4.0]]]).to(dtype) * 2**-20
     torch.testing.assert_close(normalize(Q), torch.tensor([[0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_maps_neither_vanish_nor_overflow(scale):
+    Q = (torch.tensor([[[3.0, 4.0]]]) * scale).requires_grad_()
+    torch.testing.assert_close(normalize(Q), torch.tensor([[0.6, 0.8]]))
+    (gradient,) = torch.autograd.grad(normalize(Q)[0, 0] * scale, Q)  # 0.8^2 / 5 and -0.6 * 0.8 / 5, over the scale
+    torch.testing.assert_close(gradient, torch.tensor([[[0.128, -0.096]]]))
 
 
 def test_gradient_of_normalize():
@@ -122,7 +136,8 @@ def test_taps_leave_after_an_exception(network):
 
 
 def test_taps_refuse_what_they_cannot_read(network):
-    with pytest.raises(ValueError, match="no module 'layer9'"):
+    network.add_module("2", nn.Sequential(nn.Sequential(nn.Identity())))
+    with pytest.raises(ValueError, match="no module 'layer9': choose among 0, 1, 1.0, 1.1, 2, 2.0 or deeper ones"):
         Taps(network, ["layer9"])
     with pytest.raises(ValueError, match="compiled"):
         Taps(torch.compile(network), ["0"])
@@ -269,6 +284,13 @@ def test_gradients_are_found_inside_no_grad_and_in_half_precision(model, batch):
     assert J.dtype == torch.bfloat16 and J.isfinite().all()
 
 
+def test_a_second_derivative_does_not_reach_what_made_the_images(model, batch):
+    x, y = batch
+    brightness = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    input_gradient(model, brightness * x, y, create_graph=True).square().sum().backward()
+    assert brightness.grad is None and model.conv0.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("method", [input_gradient, guided_backprop])
 def test_a_path_that_cannot_be_differentiated_is_refused(batch, method):
     class Cut(Small):
@@ -303,6 +325,12 @@ def test_guided_backprop_finds_every_relu(model, batch, relu):
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(guided_backprop(other, *batch), guided_backprop(model, *batch))
     assert not torch.allclose(guided_backprop(other, *batch), input_gradient(other, *batch))
+
+
+def test_guided_backprop_lets_nothing_through_a_relu_at_zero():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    J = guided_backprop(model, torch.zeros(1, 1, 2, 2), torch.tensor([0]))
+    assert not J.any() and not J.requires_grad
 
 
 def test_grad_cam_equals_captums(model, batch):

@@ -72,6 +72,16 @@ def test_the_larger_map_is_averaged_to_the_smaller_not_the_features(pair):
     torch.testing.assert_close(attention_transfer([small], [large]), expected)
 
 
+def test_maps_that_are_larger_in_one_direction_only():
+    torch.manual_seed(0)
+    large, small = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 4, 4)
+    for a, b in ((large, small), (large.transpose(2, 3), small)):
+        Q = F.adaptive_avg_pool2d(f_sum(a, 2), (4, 4))
+        expected = attention_transfer([Q[:, None].sqrt()], [b])
+        torch.testing.assert_close(attention_transfer([a], [b]), expected)
+        torch.testing.assert_close(attention_transfer([b], [a]), expected)
+
+
 def test_mapping_is_used(pair):
     maximum = attention_transfer(*pair, mapping=partial(f_max, p=1))
     assert not torch.isclose(maximum, attention_transfer(*pair))
@@ -175,6 +185,10 @@ def test_the_papers_about_0_1():
     assert [round(convert_beta(1000, "code", "paper", n * n, 128), 4) for n in (32, 16, 8)] == [0.0076, 0.0305, 0.1221]
 
 
+def test_batch_and_groups_are_one_unless_given():
+    assert convert_beta(8.0, "code", "paper", 4) == 2 and convert_beta(8.0, "code", "kd-zoo", 4) == 8
+
+
 def test_beta_is_not_converted_from_nonsense():
     with pytest.raises(ValueError, match="scale 'mean' is unknown"):
         convert_beta(1, "mean", "code", 64)
@@ -218,9 +232,15 @@ def test_distillation_in_half_precision():
     torch.testing.assert_close(half, distillation(s, t), rtol=1e-2, atol=0)
 
 
+def test_the_temperature_is_the_papers_unless_given():
+    s, t = torch.randn(2, 3, 4)
+    assert distillation(s, t) == distillation(s, t, 4.0) != distillation(s, t, 5.0)
+
+
 def test_distillation_refuses_bad_input():
-    with pytest.raises(ValueError, match="temperature is 0"):
-        distillation(torch.zeros(2, 3), torch.zeros(2, 3), 0)
+    for temperature in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+            distillation(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
         distillation(torch.zeros(2, 3), torch.zeros(2, 4))
 

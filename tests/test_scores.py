@@ -1,7 +1,8 @@
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from atbook.scores import chance, energy, pointing_game
+from atbook.scores import chance, chance_iou, energy, iou, pointing_game, rank_correlation
 
 
 @pytest.fixture
@@ -43,3 +44,48 @@ def test_bad_input_is_refused(masks):
         pointing_game(torch.ones(3, 8, 8), masks)
     with pytest.raises(ValueError, match="negative"):
         energy(-torch.ones(2, 8, 8), masks)
+
+
+def test_iou_of_known_maps(masks):
+    Q = torch.rand(2, 8, 8)
+    Q[0, :4, :4] += 1  # the brightest quarter is the object
+    Q[1, 4:, 4:] += 1
+    torch.testing.assert_close(iou(Q, masks, 0.75), torch.tensor([1.0, 0.0]))
+    Q[0, 0, :] -= 2  # of the object's four columns in the first row none is left
+    assert iou(Q, masks, 1 - 12 / 64)[0] == pytest.approx(12 / 16)
+
+
+def test_a_random_map_has_the_iou_of_chance(masks):
+    torch.manual_seed(0)
+    many = masks[:1].expand(4000, 8, 8)
+    assert iou(torch.rand(4000, 8, 8), many).mean().item() == pytest.approx(chance_iou(many).mean().item(), abs=0.01)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0, -1, float("nan")])
+def test_a_quantile_that_is_none_is_refused(masks, quantile):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        iou(torch.ones(2, 8, 8), masks, quantile)
+
+
+def test_rank_correlation_equals_scipys_image_by_image():
+    torch.manual_seed(0)
+    Q, other = torch.rand(2, 5, 6, 6).unbind()
+    Q = (4 * Q).round()  # with ties
+    expected = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(Q, other, strict=True)]
+    assert rank_correlation(Q, other).tolist() == pytest.approx(expected)
+
+
+def test_rank_correlation_ignores_powers_and_has_chance_level_zero():
+    torch.manual_seed(0)
+    Q, other = torch.rand(2, 500, 8, 8).unbind()
+    torch.testing.assert_close(rank_correlation(Q**3, Q), torch.ones(500, dtype=torch.float64))
+    torch.testing.assert_close(rank_correlation(-Q, Q), -torch.ones(500, dtype=torch.float64))
+    assert abs(rank_correlation(Q, other).mean()) < 0.02
+    assert rank_correlation(torch.ones(1, 4, 4), torch.rand(1, 4, 4)).isnan()
+
+
+def test_rank_correlation_refuses_other_sizes():
+    with pytest.raises(ValueError, match="of one shape"):
+        rank_correlation(torch.ones(2, 8, 8), torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match="of one shape"):
+        rank_correlation(torch.ones(8, 8), torch.ones(8, 8))

@@ -1,0 +1,184 @@
+"""How fast training is: ``make bench``. Prints images per second and ratios, all from one run; asserts nothing.
+
+The plain way is how public implementations train: images transformed one by one in a DataLoader, memory in torch's
+default layout, float32, nothing compiled. All variants take turns, so that a busy moment hits each of them alike.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from atbook import train as training
+from atbook.compat import torchvision
+from atbook.data import Images, load
+from atbook.models import build
+from atbook.recipes import Recipe
+from atbook.runs import Run
+from atbook.train import train
+
+ROUNDS, STEPS = 7, 3
+
+
+class OneByOne(Dataset):
+    """Images as PIL pictures, each padded, flipped, cropped and standardised alone."""
+
+    def __init__(self, images: Images) -> None:
+        t = torchvision.transforms
+        self.pictures = [t.functional.to_pil_image(image) for image in images.images]
+        self.labels = images.labels.tolist()
+        steps = [t.Pad(4, padding_mode="reflect"), t.RandomHorizontalFlip(), t.RandomCrop(32), t.ToTensor()]
+        self.transform = t.Compose([*steps, t.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.pictures[i]), self.labels[i]
+
+
+def plain(images: Images, teacher: nn.Module, batch: int, workers: int) -> Callable[[], None]:
+    """A step of attention transfer the plain way."""
+    student = build("wrn-16-1", 10)
+    optimizer = torch.optim.SGD(student.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(OneByOne(images), batch, shuffle=True, drop_last=True, num_workers=workers)
+    batches = forever(loader)
+
+    def at(A: torch.Tensor) -> torch.Tensor:
+        return F.normalize(A.pow(2).mean(1).flatten(1))
+
+    def step() -> None:
+        x, y = next(batches)
+        with torch.no_grad():
+            _, groups_T = teacher.groups(x)
+        logits, groups_S = student.groups(x)
+        loss = F.cross_entropy(logits, y)
+        for A_S, A_T in zip(groups_S, groups_T, strict=True):
+            loss = loss + 1000 * (at(A_S) - at(A_T)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def forever(loader: DataLoader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def ours(
+    images: Images, teacher: Run | None, folder: Path, compile: bool = False, **fields: object
+) -> Callable[[], None]:
+    """A step of the package's own loop."""
+    recipe = Recipe(lr=0.01, **fields)
+    run = training._open(recipe, folder, images, images, teacher, compile)
+    loop = training._Loop(run, images, images, teacher, torch.device("cpu"), compile)
+    loop.model.train()
+    batches = (batch for epoch in range(10**6) for batch in loop._batches(epoch) if len(batch[0]) == recipe.batch)
+    return lambda: loop._step(*next(batches), progress=0.1)
+
+
+def teacher_forward(teacher: Run, batch: int, precision: str, compile: bool) -> Callable[[], None]:
+    """The teacher alone, as the loop runs it."""
+    model = teacher.model().to(memory_format=torch.channels_last)
+    forward = torch.compile(model.groups) if compile else model.groups
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            forward(x)
+
+    return step
+
+
+def take_turns(variants: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Seconds of one step of each variant, the median over rounds."""
+    for step in variants.values():
+        step(), step()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, step in variants.items():
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            seconds[name].append((time.perf_counter() - start) / STEPS)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def operations(name: str) -> float:
+    """Of one image passing forward; a multiply-add counts two."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        build(name).eval()(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops()
+
+
+def peak() -> float:
+    """Operations per second of one large 3x3 convolution in float32: what the machine can do at best."""
+    x = torch.randn(64, 128, 16, 16).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        seconds = take_turns({"conv": lambda: conv(x)})["conv"]
+    return 2 * 9 * 128 * 128 * 16 * 16 * 64 / seconds
+
+
+def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) -> None:
+    torch.set_num_threads(threads)
+    variants = {"plain at": plain(images, T.model().requires_grad_(False), batch, threads - 1)}
+    for precision in ("float32", "bfloat16"):
+        for compile in (False, True):
+            name = precision + (" compiled" if compile else "")
+            fields = {"student": "wrn-16-1", "batch": batch, "precision": precision}
+            place = folder / f"{threads}{name}"
+            variants[f"{name} student"] = ours(images, None, place / "student", compile, **fields)
+            variants[f"{name} teacher"] = teacher_forward(T, batch, precision, compile)
+            variants[f"{name} at"] = ours(images, T, place / "at", compile, method="at", **fields)
+    seconds, best = take_turns(variants), peak()
+    work = {"student": 3 * operations("wrn-16-1"), "teacher": operations("wrn-16-2")}
+    work["at"] = work["student"] + work["teacher"]
+    print(f"\n{threads} thread(s); a convolution reaches {best / 1e9:.0f} thousand million operations per second")
+    print(f"{'':28}{'images/s':>10}{'of that peak':>14}{'to plain at':>13}{'at/(student+teacher)':>22}")
+    for name, value in seconds.items():
+        kind = name.split()[-1]
+        parts = [seconds.get(name.removesuffix("at") + part) for part in ("student", "teacher")]
+        ratio = f"{value / sum(parts):.3f}" if kind == "at" and all(parts) else ""
+        faster = f"{seconds['plain at'] / value:.2f}" if kind == "at" else ""
+        share = work[kind] * batch / value / best
+        print(f"{name:28}{batch / value:10.0f}{100 * share:12.0f} %{faster:>13}{ratio:>22}")
+
+
+def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> None:
+    torch.set_num_threads(1)
+    for student in ("nin-thin-nobn", "nin-thin"):
+        variants = {}
+        for method in ("student", "at", "min-l2", "grad-at", "symmetry"):
+            used = T if method in ("at", "grad-at") else None
+            fields = {"student": student, "batch": batch, "method": method}
+            variants[method] = ours(images, used, folder / student / method, **fields)
+        seconds = take_turns(variants)
+        print(f"\n{student}, teacher {T.recipe.student}, one thread, cost of a step relative to at:")
+        print("  ".join(f"{name} {value / seconds['at']:.2f}" for name, value in seconds.items()))
+
+
+def main() -> None:
+    images = load("shapes", "train").take(2000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = {"train_images": 20, "epochs": 1, "batch": 10}
+        T = train(Recipe(student="wrn-16-2", **small), folder / "teacher", progress=False)
+        for threads in (1, 2):
+            speed(images, T, folder, threads)
+        NIN = train(Recipe(student="nin-wide", **small), folder / "nin", progress=False)
+        gradient_methods(images, NIN, folder / "gradients")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
