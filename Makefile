@@ -15,7 +15,7 @@ BUILD := build . --all -n -W --keep-going
 CHAPTERS := book/[0-9]*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks bench mutants lint install clean
+.PHONY: help book test serve notebooks coverage bench mutants lint install clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | while IFS='#' read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
@@ -28,13 +28,18 @@ book: install ## run every chapter and build the site into _build/html
 
 test: install ## run all tests, the chapters included
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile \
-	  --nbval --nbval-cell-timeout 300 --cov atbook --cov-report term:skip-covered tests $(CHAPTERS)
+	  --nbval --nbval-cell-timeout 300 --cov atbook --cov-branch --cov-report term:skip-covered --cov-fail-under 95 tests $(CHAPTERS)
 
 serve: ## show the built site at http://localhost:8000
 	@"$(PYTHON)" -m http.server "$(PORT)" --bind 127.0.0.1 --directory _build/html
 
 notebooks: install ## run the chapters and bring them into the form they are committed in
 	@"$(PY)" book/_tools/notebooks.py $(CHAPTERS)
+
+coverage: install ## the tests of the package alone, and how much of it they reach, kept for the status page
+	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --maxprocesses 4 --cov atbook --cov-branch \
+	  --cov-report term:skip-covered --cov-report json:_build/coverage.json --cov-fail-under 95 tests
+	@"$(PY)" book/_tools/record.py _build/coverage.json
 
 bench: install ## measure how fast training is, as ratios
 	@"$(PY)" book/_tools/bench.py

@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "book" / "_tools"))
+
+from record import record  # noqa: E402
+
 TESTS = {"attention": ["attention", "losses"], "losses": ["losses", "attention"]}  # its own first: they fail soonest
 SECONDS = 120  # after which a mutant counts as killed: it has made a loop endless
 
@@ -31,7 +35,19 @@ NAMES = {
 }  # fmt: skip
 
 # Mutants that change nothing that can be observed: ``module: the line's text: the change`` and why.
-EXPLAINED: dict[str, str] = {}
+LENGTHS = "lists of unlike length were refused before"
+EXPLAINED = {
+    "attention: return A.square() if p == 2 else A.abs().pow(p): always the second": "the same number, only slower",
+    "attention: peak = q.detach().abs().amax(dim=1, keepdim=True): detach -> clone": "the result does not depend on "
+    "the peak, so no gradient comes through it",
+    "attention: q = q / peak.where(peak > 0, 1.0): 1.0 -> 2.0": "divides an all-zero map",
+    "attention: return q / norm.where(peak > 0, 1.0): 1.0 -> 2.0": "divides an all-zero map",
+    "attention: logits = model(x.detach().requires_grad_()): detach -> clone": "the map is detached all the same",
+    "losses: pairs = zip(student, teacher, strict=True): True -> False": LENGTHS,
+    "losses: smaller = all(a <= b for a, b in zip(size, wanted, strict=True)): True -> False": "both have two sizes",
+    "losses: larger = all(a >= b for a, b in zip(size, wanted, strict=True)): True -> False": "both have two sizes",
+    "losses: for A_S, A_T, r in zip(student, teacher, regressors, strict=True):: True -> False": LENGTHS,
+}
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -140,6 +156,8 @@ def main() -> int:
     print(f"{total} mutants: {total - len(used)} killed, {len(used)} survivors, {unexplained} of them not explained")
     for key in set(EXPLAINED) - used:
         print(f"explained, but killed or gone: {key}")
+    survivors = {key: EXPLAINED.get(key, "not explained") for key in sorted(used)}
+    record("mutants", {"mutants": total, "survivors": survivors})
     return unexplained
 
 

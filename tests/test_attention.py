@@ -314,11 +314,12 @@ def test_guided_backprop_equals_captums(model, batch):
     with pytest.warns(UserWarning, match="hooks"):
         theirs = GuidedBackprop(model.eval()).attribute(x.clone().requires_grad_(), target=y)
     torch.testing.assert_close(guided_backprop(model, x, y), theirs)
+    torch.testing.assert_close(guided_backprop(model.train(), x, y), theirs)  # batch norm is frozen
 
 
 @pytest.mark.parametrize(
     "relu",
-    [F.relu, torch.relu, torch.relu_, F.relu_, torch.Tensor.relu, torch.Tensor.relu_, lambda x: F.relu(input=x)],
+    [F.relu, torch.relu, torch.relu_, F.relu_, torch.Tensor.relu, torch.Tensor.relu_, lambda x: torch.relu(input=x)],
 )
 def test_guided_backprop_finds_every_relu(model, batch, relu):
     other = Small(relu).double()

@@ -1,11 +1,13 @@
 """What the book asks of Sphinx beyond ``_config.yml``: fresh results, a self-contained site, a report at the end."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import sys
 import time
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,6 +74,27 @@ def add_repository_buttons(app, config):
         }
 
 
+def name_chapters(app, what, name, obj, options, lines):
+    """Say below each name of the package which chapters use it."""
+    module, _, short = name.rpartition(".")
+    if what not in ("function", "class") or not module.startswith("atbook."):
+        return
+    users = [path for path, code in chapter_code(app.srcdir).items() if re.search(rf"\b{short}\b", code)]
+    if users:
+        links = ", ".join(f":doc:`/book/{path.stem}`" for path in users)
+        lines += ["", f"*Chapters:* {links}", ""]
+
+
+@cache
+def chapter_code(source):
+    """The code of each chapter, without its comments."""
+    found = {}
+    for path in sorted(Path(source, "book").glob("[0-9]*.ipynb")):
+        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+        found[path] = re.sub(r"(?m)#.*$", "", "\n".join("".join(cell["source"]) for cell in cells))
+    return found
+
+
 def report(app, error):
     """Say how long each chapter took and which ones failed."""
     chapters = NbMetadataCollector.get_doc_data(app.env).items() if app.env else ()
@@ -95,6 +118,7 @@ def setup(app):
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", add_repository_buttons)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", report)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

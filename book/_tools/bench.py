@@ -1,4 +1,5 @@
-"""How fast training is: ``make bench``. Prints images per second and ratios, all from one run; asserts nothing.
+"""How fast training is: ``make bench``. Prints images per second and ratios, all from one run, and keeps them for
+the status page; asserts nothing.
 
 The plain way is how public implementations train: images transformed one by one in a DataLoader, memory in torch's
 default layout, float32, nothing compiled. All variants take turns, so that a busy moment hits each of them alike.
@@ -11,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from record import record
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from atbook import runs
 from atbook import train as training
 from atbook.compat import torchvision
 from atbook.data import Images, load
@@ -130,8 +134,10 @@ def peak() -> float:
     return 2 * 9 * 128 * 128 * 16 * 16 * 64 / seconds
 
 
-def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) -> None:
+def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) -> list[dict]:
+    """A row for each way to take a step of a WRN-16-1, alone and with attention transfer from a WRN-16-2."""
     torch.set_num_threads(threads)
+    torch.compiler.reset()
     variants = {"plain at": plain(images, T.model().requires_grad_(False), batch, threads - 1)}
     for precision in ("float32", "bfloat16"):
         for compile in (False, True):
@@ -144,19 +150,23 @@ def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) 
     seconds, best = take_turns(variants), peak()
     work = {"student": 3 * operations("wrn-16-1"), "teacher": operations("wrn-16-2")}
     work["at"] = work["student"] + work["teacher"]
-    print(f"\n{threads} thread(s); a convolution reaches {best / 1e9:.0f} thousand million operations per second")
-    print(f"{'':28}{'images/s':>10}{'of that peak':>14}{'to plain at':>13}{'at/(student+teacher)':>22}")
+    rows = []
     for name, value in seconds.items():
         kind = name.split()[-1]
-        parts = [seconds.get(name.removesuffix("at") + part) for part in ("student", "teacher")]
-        ratio = f"{value / sum(parts):.3f}" if kind == "at" and all(parts) else ""
-        faster = f"{seconds['plain at'] / value:.2f}" if kind == "at" else ""
-        share = work[kind] * batch / value / best
-        print(f"{name:28}{batch / value:10.0f}{100 * share:12.0f} %{faster:>13}{ratio:>22}")
+        row = {"threads": threads, "step": name, "images/s": batch / value}
+        row["% of peak"] = 100 * work[kind] * batch / value / best
+        if kind == "at":
+            row["times plain"] = seconds["plain at"] / value
+            parts = [seconds.get(name.removesuffix("at") + part) for part in ("student", "teacher")]
+            row["to student + teacher"] = value / sum(parts) if all(parts) else None
+        rows.append(row)
+    return rows
 
 
-def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> None:
+def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> list[dict]:
+    """A row for each student: the cost of a step of each method relative to attention transfer, on one thread."""
     torch.set_num_threads(1)
+    rows = []
     for student in ("nin-thin-nobn", "nin-thin"):
         variants = {}
         for method in ("student", "at", "min-l2", "grad-at", "symmetry"):
@@ -164,8 +174,8 @@ def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> N
             fields = {"student": student, "batch": batch, "method": method}
             variants[method] = ours(images, used, folder / student / method, **fields)
         seconds = take_turns(variants)
-        print(f"\n{student}, teacher {T.recipe.student}, one thread, cost of a step relative to at:")
-        print("  ".join(f"{name} {value / seconds['at']:.2f}" for name, value in seconds.items()))
+        rows.append({"student": student} | {name: value / seconds["at"] for name, value in seconds.items()})
+    return rows
 
 
 def main() -> None:
@@ -174,10 +184,12 @@ def main() -> None:
         folder = Path(name)
         small = {"train_images": 20, "epochs": 1, "batch": 10}
         T = train(Recipe(student="wrn-16-2", **small), folder / "teacher", progress=False)
-        for threads in (1, 2):
-            speed(images, T, folder, threads)
+        steps = [row for threads in (1, 2) for row in speed(images, T, folder, threads)]
         NIN = train(Recipe(student="nin-wide", **small), folder / "nin", progress=False)
-        gradient_methods(images, NIN, folder / "gradients")
+        gradients = gradient_methods(images, NIN, folder / "gradients")
+    for rows in (steps, gradients):
+        print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:.3f}".format), end="\n\n")
+    record("bench", {"device": runs._processor(), "torch": torch.__version__, "steps": steps, "gradients": gradients})
 
 
 if __name__ == "__main__":
