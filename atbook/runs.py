@@ -28,6 +28,7 @@ from scipy.stats import t as student_t
 
 from atbook import __version__
 from atbook.models import Network, build
+from atbook.names import choose
 from atbook.recipes import Recipe
 
 _MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
@@ -296,12 +297,127 @@ def paper_table(name: str) -> pd.DataFrame:
     """A table of the paper, from the one file that holds its figures (``paper.json``).
 
     Args:
-        name: ``"table1"`` (CIFAR-10 test error in %, median of 5 runs).
+        name: ``"paper1"`` (Table 1: CIFAR-10 test error in %, median of 5 runs), ``"paper2"`` (Table 2: mapping
+            functions) or ``"groups"`` (section 4.1.1: the loss in one group only).
 
     Raises:
         ValueError: if there is no such table.
     """
     tables = json.loads((resources.files("atbook") / "paper.json").read_text())
-    if name not in tables:
-        raise ValueError(f"table {name!r} is unknown: choose one of {', '.join(tables)}")
+    choose("table", name, tuple(tables))
     return pd.DataFrame(tables[name]["rows"], columns=tables[name]["columns"])
+
+
+class Cell(NamedTuple):
+    """A figure of the paper: what was trained, its test error in %, and that of the plain student."""
+
+    student: str
+    teacher: str
+    fields: dict[str, object]
+    error: float
+    plain: float
+
+
+def paper_cells(name: str) -> list[Cell]:
+    """The figures of a table of the paper, with the recipe fields that each belongs to.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    table, main = paper_table(name), paper_table("paper1").set_index(["student", "teacher"])
+    if name == "paper1":
+        main = main.rename(columns={"student error": "student"})
+        methods = ("student", "at", "f-act", "kd", "at+kd")
+        return [Cell(*pair, {"method": m}, row[m], row["student"]) for pair, row in main.iterrows() for m in methods]
+    pair = "wrn-16-1", "wrn-16-2"
+    plain = float(main.loc[pair, "student error"])
+    if name == "paper2":
+        rows = [({"mapping": m, "p": p}, error) for m, p, error in table.itertuples(index=False) if m != "none"]
+    else:
+        rows = [({"groups": tuple(map(int, g.split(", ")))}, error) for g, error in table.itertuples(index=False)]
+    return [Cell(*pair, {"method": "at"} | fields, error, plain) for fields, error in rows]
+
+
+def beside_paper(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    """A table of the paper beside finished runs of ours: one row for each cell that we have a run of.
+
+    Ours is the median over seeds. ``change`` is the mean difference to the plain student of the same seed, with its
+    95 % interval (see `change`). The verdict is ``reproduced`` if that interval lies below zero and holds the paper's
+    change, ``direction reproduced`` if it lies below zero only, else ``not reproduced``; ``too few seeds`` below three.
+
+    Args:
+        runs: any runs; unfinished ones and those with other than the paper's settings of the losses are left out.
+        name: as for `paper_table`.
+
+    Raises:
+        ValueError: if there is no such table, or the runs that belong into it differ in images, protocol or teacher.
+    """
+    rows, used, cells = [], [], paper_cells(name)
+    taught = {c[:2] for c in cells if c.fields["method"] != "student" and any(_fits(run, c) for run in runs)}
+    for cell in cells:
+        if taught and cell[:2] not in taught:
+            continue  # a plain student alone belongs to several pairs
+        own = [run for run in runs if _fits(run, cell)]
+        plain = {run.recipe.seed: run for run in runs if _fits(run, cell._replace(fields={"method": "student"}))}
+        if own:
+            used += own + list(plain.values())
+            rows.append(_row(cell, own, plain))
+    _one_protocol(used)
+    return pd.DataFrame(rows)
+
+
+def _fits(run: Run, cell: Cell) -> bool:
+    recipe = run.recipe
+    wanted = {"student": cell.student, "train_images": None} | cell.fields
+    if cell.fields["method"] != "student":
+        wanted["teacher"] = cell.teacher
+    usual = Recipe(**{name: getattr(recipe, name) for name in _PROTOCOL} | {"seed": recipe.seed} | wanted)
+    whole = run.status == "finished" and (run.data.train, run.data.classes) == (50_000, 10)  # CIFAR-10 in any folder
+    return whole and recipe.model_copy(update={"dataset": usual.dataset}) == usual
+
+
+# What all runs of one table must have in common besides their images.
+_PROTOCOL = ("epochs", "batch", "lr", "schedule", "momentum", "weight_decay", "augment", "precision")
+
+
+def _one_protocol(runs: Sequence[Run]) -> None:
+    for field in _PROTOCOL:
+        if len(found := {getattr(run.recipe, field) for run in runs}) > 1:
+            values = ", ".join(map(str, sorted(found)))
+            raise ValueError(f"the runs differ in {field} ({values}): a table has one protocol, name a smaller folder")
+    if len({run.data.fingerprint for run in runs}) > 1:
+        raise ValueError("the runs were trained on different images: a table has one data set, name a smaller folder")
+    for network in {run.teacher.network for run in runs if run.teacher}:
+        if len({run.teacher.weights for run in runs if run.teacher and run.teacher.network == network}) > 1:
+            raise ValueError(f"the runs had different teachers {network!r}: a table has one, name a smaller folder")
+
+
+def _row(cell: Cell, own: list[Run], plain: dict[int, Run]) -> dict[str, object]:
+    errors = [run.test_error for run in own]
+    what = {name: value for name, value in cell.fields.items() if name != "method" or len(cell.fields) == 1}
+    row = {"student": cell.student, "teacher": cell.teacher, **what, "paper %": cell.error}
+    row |= {"ours %": statistics.median(errors), "lowest": min(errors), "highest": max(errors)}
+    row |= {"seeds": ", ".join(str(seed) for seed in sorted(run.recipe.seed for run in own))}
+    pairs = [run.test_error - plain[run.recipe.seed].test_error for run in own if run.recipe.seed in plain]
+    if cell.fields["method"] == "student" or not pairs:
+        return row
+    found, theirs = change(pairs), cell.error - cell.plain
+    row |= {"change": found.mean, "low": found.low, "high": found.high, "paper's change": theirs}
+    same = "reproduced" if found.low <= theirs <= found.high else "direction reproduced"
+    verdict = {"none": "too few seeds", "better": same}.get(found.verdict, "not reproduced")
+    return row | {"pairs": found.seeds, "verdict": verdict}
+
+
+def teacher_of(run: Run) -> Run | None:
+    """The run that trained a run's teacher, found beside it by the hash of its weights; None if it had none.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if run.teacher is None:
+        return None
+    for other in load_runs(run.folder.parent):
+        if other.weights == run.teacher.weights and (other.folder / "weights.safetensors").is_file():
+            return other
+    where = str(run.folder.parent)
+    raise FileNotFoundError(f"the teacher of {run.folder.name!r} is not in {where!r}: put its run, with weights, there")

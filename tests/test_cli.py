@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -46,3 +47,31 @@ def test_help_names_every_field():
         [sys.executable, "-m", "atbook.cli", "train", "--help"], capture_output=True, text=True
     ).stdout
     assert "temperature=4.0" in output and "weight_decay=0.0005" in output
+
+
+def test_a_protocol_sets_several_fields_and_typed_ones_win(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("atbook.train.train", lambda recipe, *a: seen.append(recipe) or 1 / 0)
+    atbook("train", "protocol=short", "epochs=3", "method=student", "--out", tmp_path / "out")
+    assert (seen[0].epochs, seen[0].schedule, seen[0].precision) == (3, "one-cycle", "bfloat16")
+    assert "protocol 'shirt' is unknown" in refused("train", "protocol=shirt", "--out", tmp_path / "out")
+
+
+def test_a_run_is_trained_again_from_its_receipt(tmp_path, tiny):
+    atbook("train", *tiny, "--out", tmp_path / "teacher")
+    atbook("train", *tiny, "method=at", f"teacher={tmp_path / 'teacher'}", "--out", tmp_path / "at")
+    result = atbook("train", "--from", tmp_path / "at", "--out", tmp_path / "again")
+    assert result.exit_code == 0 and "first epoch: the same to the last digit" in result.output, result.output
+    assert "leave out KEY=VALUE" in refused("train", "--from", tmp_path / "at", "epochs=2", "--out", tmp_path / "x")
+
+
+def test_runs_beside_the_paper_and_checked(tmp_path, tiny):
+    atbook("train", *tiny, "--out", tmp_path / "runs" / "student")
+    assert atbook("runs", tmp_path / "runs", "--table", "paper1").exit_code == 0
+    assert "table 'paper3' is unknown" in refused("runs", tmp_path / "runs", "--table", "paper3")
+    result = atbook("check", tmp_path / "runs")
+    assert result.exit_code == 0 and "agrees" in result.output
+    receipt = tmp_path / "runs" / "student" / "receipt.json"
+    receipt.write_text(re.sub(r'"test_error": [\d.]+', '"test_error": 1.0', receipt.read_text()))
+    assert atbook("check", tmp_path / "runs").exit_code == 1
+    assert "no folder" in refused("check", tmp_path / "nowhere")

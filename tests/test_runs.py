@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
 from atbook import runs
 from atbook.recipes import Recipe
-from atbook.runs import Run, change, code_hash, load_runs, paper_table, run_key, table, write
+from atbook.runs import Run, beside_paper, change, code_hash, load_runs, paper_table, run_key, table, teacher_of, write
 
 DATA = {"label": "shapes", "train": 10, "test": 10, "classes": 10, "fingerprint": "ab"}
 
@@ -113,7 +114,7 @@ def test_an_impossible_folder_is_one_sentence(tmp_path):
 
 
 def test_the_papers_table():
-    rows = paper_table("table1").set_index(["student", "teacher"])
+    rows = paper_table("paper1").set_index(["student", "teacher"])
     assert rows.loc[("wrn-16-1", "wrn-16-2"), "at"] == 7.93
     assert rows.loc[("wrn-16-1", "wrn-40-1"), "kd"] < rows.loc[("wrn-16-1", "wrn-40-1"), "student error"]
     with pytest.raises(ValueError, match="'table9' is unknown"):
@@ -154,3 +155,89 @@ def test_a_change_that_is_always_the_same_has_no_spread():
     assert change([-1.0, -1.0, -1.0]) == (3, -1.0, -1.0, -1.0, "better")
     with pytest.raises(ValueError, match="no pair of runs"):
         change([])
+
+
+CIFAR = {"label": "CIFAR-10", "train": 50_000, "test": 10_000, "classes": 10, "fingerprint": "ab"}
+TAUGHT = {"network": "wrn-16-2", "test_error": 7.0, "weights": "cd"}
+
+
+def finished(error, data=CIFAR, teacher=TAUGHT, **fields):
+    taught = fields.get("method", "student") != "student"
+    fields = {"epochs": 20, "schedule": "one-cycle"} | ({"teacher": "wrn-16-2"} if taught else {}) | fields
+    row = {"epoch": 20, "test_error": error, "seconds": 1.0}
+    about = {"data": data, "teacher": teacher if taught else None, "provenance": {}}
+    run = Run(folder="x", key="k", recipe=Recipe(**fields), **about)
+    return run.model_copy(update={"status": "finished", "history": [row]})
+
+
+def seeds(errors, **fields):
+    return [finished(error, seed=seed, **fields) for seed, error in enumerate(errors)]
+
+
+def test_runs_stand_beside_the_papers_cell():
+    plain, at = seeds([10.0, 11.0, 12.0]), seeds([9.2, 10.1, 11.2], method="at")
+    rows = beside_paper([*plain, *at], "paper1").set_index("method")
+    assert list(rows.index) == ["student", "at"]
+    row = rows.loc["at"]
+    assert (row["paper %"], row["ours %"], row["lowest"], row["highest"]) == (7.93, 10.1, 9.2, 11.2)
+    assert row["seeds"] == "0, 1, 2" and row["change"] == pytest.approx(-2.5 / 3)
+    assert row["paper's change"] == pytest.approx(-0.84) and row["verdict"] == "reproduced"
+    assert rows.loc["student", "paper %"] == 8.77 and pd.isna(rows.loc["student", "verdict"])
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [
+        ([8.0, 9.0, 10.01], "direction reproduced"),
+        ([10.5, 10.5, 12.1], "not reproduced"),
+        ([9.0, 10.0], "too few seeds"),
+    ],
+)
+def test_verdicts(errors, verdict):
+    rows = beside_paper([*seeds([10.0, 11.0, 12.0]), *seeds(errors, method="kd")], "paper1").set_index("method")
+    assert rows.loc["kd", "verdict"] == verdict
+
+
+def test_only_the_same_seed_makes_a_pair():
+    runs = [*seeds([10.0, 11.0, 12.0])[1:], *seeds([9.0, 10.0, 11.0], method="at")]
+    row = beside_paper(runs, "paper1").set_index("method").loc["at"]
+    assert row["seeds"] == "0, 1, 2" and row["pairs"] == 2 and row["verdict"] == "too few seeds"
+
+
+def test_other_tables_and_other_settings():
+    runs = [*seeds([10.0]), *seeds([9.0], method="at"), *seeds([8.0], method="at", p=4.0)]
+    runs += [*seeds([7.0], method="at", groups=(2,)), *seeds([1.0], method="at", beta=3.0)]
+    runs += [*seeds([1.0], method="at", data=CIFAR | {"train": 5000}), *seeds([1.0], method="at", train_images=5000)]
+    mapping = beside_paper(runs, "paper2")
+    assert mapping[["mapping", "p", "ours %"]].values.tolist() == [["f_sum", 2, 9.0], ["f_sum", 4, 8.0]]
+    groups = beside_paper(runs, "groups")
+    assert groups[["groups", "ours %"]].values.tolist() == [[(2,), 7.0], [(0, 1, 2), 9.0]]
+    unfinished = finished(1.0).model_copy(update={"status": "running"})
+    assert beside_paper([unfinished], "paper1").empty
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"epochs": 30}, r"differ in epochs \(20, 30\)"),
+        ({"data": CIFAR | {"fingerprint": "other"}}, "different images"),
+        ({"teacher": TAUGHT | {"weights": "other"}}, "different teachers 'wrn-16-2'"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(other, said):
+    runs = [finished(10.0), finished(9.0, method="at"), finished(9.0, method="kd", **other)]
+    with pytest.raises(ValueError, match=said):
+        beside_paper(runs, "paper1")
+
+
+def test_the_teacher_is_found_beside_its_student(tmp_path):
+    for name, weights in (("a", "xy"), ("b", "cd")):
+        folder = tmp_path / name
+        run = finished(7.0, student="wrn-16-2").model_copy(update={"folder": folder, "weights": weights})
+        run.save()
+        (folder / "weights.safetensors").write_bytes(b"w")
+    student = finished(9.0, method="at").model_copy(update={"folder": tmp_path / "at-0"})
+    assert teacher_of(student).folder == tmp_path / "b" and teacher_of(finished(10.0)) is None
+    (tmp_path / "b" / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="teacher of 'at-0' is not in"):
+        teacher_of(student)
