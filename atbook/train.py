@@ -5,7 +5,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -159,36 +160,62 @@ def train(
         OSError: if ``out`` cannot be written to.
         FloatingPointError: if the loss stops being a number; the run is then marked as failed.
     """
-    if compile:
-        check_compiler()
-    out = Path(out)
-    teacher = _teacher(recipe, teacher)
-    train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)
-    if recipe.train_images is not None:
-        train_set = train_set.take(recipe.train_images)
-    run = _open(recipe, out, train_set, test_set, teacher, compile)
-    if run.status == "finished":
-        return run
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run.provenance = runs.provenance(device, compile)
-    loop = _Loop(run, train_set, test_set, teacher, device, compile)
-    try:
-        loop.go(progress)
-    except Exception as error:
-        run.status, run.reason = "failed", f"{type(error).__name__}: {error}"
-        run.save()
-        raise
+    if teacher is not None and recipe.method in TEACHERLESS:
+        raise ValueError(f"method {recipe.method!r} uses no teacher: drop it, or choose a method that has one")
+    (run,) = train_together({out: recipe}, root, teacher, compile, progress)
     return run
 
 
-def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run | None:
-    needed = recipe.method not in TEACHERLESS
-    if needed and teacher is None:
-        raise ValueError(f"method {recipe.method!r} needs a teacher: give a finished run or its folder as `teacher`")
-    if not needed and teacher is not None:
-        raise ValueError(f"method {recipe.method!r} uses no teacher: drop it, or choose a method that has one")
+def train_together(
+    recipes: Mapping[str | Path, Recipe],
+    root: str | Path | None = None,
+    teacher: Run | str | Path | None = None,
+    compile: bool = False,
+    progress: bool = True,
+) -> list[Run]:
+    """Train students side by side on the same batches, with one pass of the teacher for all of them.
+
+    Each run is what `train` would have made of it alone, bit for bit; it only costs less, and resumes alike. A run that
+    fails is marked as failed and the others go on.
+
+    Args:
+        recipes: each run's folder and recipe; all must see the same batches.
+        root, teacher, compile, progress: as for `train`; methods that use no teacher do not get one.
+
+    Returns:
+        The finished runs, in order.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: as `train`; the first of several, when all others have finished.
+    """
+    if compile:
+        check_compiler()
+    recipe = _common(recipes)
+    held = {out: _teacher(r, teacher) if r.method not in TEACHERLESS else None for out, r in recipes.items()}
+    train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)
+    if recipe.train_images is not None:
+        train_set = train_set.take(recipe.train_images)
+    opened = [_open(recipes[out], Path(out), train_set, test_set, held[out]) for out in recipes]
+    if waiting := [run for run in opened if run.status != "finished"]:
+        taught = next((held[out] for out in held if held[out]), None)
+        _Cohort(waiting, train_set, test_set, taught, compile).go(progress)
+    return opened
+
+
+def _common(recipes: Mapping[str | Path, Recipe]) -> Recipe:
+    """The first recipe, if all see the same batches in the same precision."""
+    if not recipes:
+        raise ValueError("there is no recipe: give at least one run")
+    first, *others = recipes.values()
+    for field in ("dataset", "train_images", "batch", "augment", "precision", "seed"):
+        if len(values := {getattr(recipe, field) for recipe in (first, *others)}) > 1:
+            raise ValueError(f"runs that train together must agree in {field}, got {sorted(map(str, values))}")
+    return first
+
+
+def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run:
     if teacher is None:
-        return None
+        raise ValueError(f"method {recipe.method!r} needs a teacher: give a finished run or its folder as `teacher`")
     run = teacher if isinstance(teacher, Run) else Run.load(teacher)
     if run.status != "finished":
         raise ValueError(f"the teacher {run.folder.name!r} is {run.status}, not finished: train it to its end first")
@@ -198,7 +225,7 @@ def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run | None:
     return run
 
 
-def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, compile: bool) -> Run:
+def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None) -> Run:
     """The run in ``out``, or a new one; another run there is refused."""
     classes = len(train_set.classes)
     if teacher and teacher.data.classes != classes:
@@ -233,64 +260,62 @@ def _differences(run: Run, recipe: Recipe, data: runs.Data) -> str:
     return "; ".join(fields) or "made by another teacher or another version of the code"
 
 
-class _Loop:
-    """One run's networks, optimizer and place in the training."""
+class _Cohort:
+    """Students that learn side by side: their images, their teacher, and the loop over epochs and batches."""
 
     def __init__(
-        self, run: Run, train_set: Images, test_set: Images, teacher: Run | None, device: torch.device, compile: bool
+        self, waiting: list[Run], train_set: Images, test_set: Images, teacher: Run | None, compile: bool
     ) -> None:
-        self.run, self.recipe, self.device = run, run.recipe, device
-        self.images, self.labels = train_set.images.to(device), train_set.labels.to(device)
-        self.test_set = test_set
-        with torch.random.fork_rng():
-            torch.manual_seed(self.recipe.seed)
-            model = build(self.recipe.student, run.data.classes)
-        taught = teacher and teacher.model()
-        self.regressors = _regressors(self.recipe, model, taught).to(device)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.teacher = taught and taught.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.images, self.labels = train_set.images.to(self.device), train_set.labels.to(self.device)
+        self.test_set, self.recipe = test_set, waiting[0].recipe
         wrap = torch.compile if compile else (lambda function: function)
-        self.forward = wrap(self.model.groups)
+        self.teacher = teacher and teacher.model()
+        for run in waiting:
+            run.provenance = runs.provenance(self.device, compile)
+        self.students = [_Student(run, self.teacher, self.device, wrap) for run in waiting]
+        if self.teacher:
+            self.teacher = self.teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         self.teacher_forward = wrap(self.teacher.groups) if teacher else None
-        settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
-        self.parameters = dict(self.model.named_parameters())  # all that is trained, by name
-        self.parameters |= {f"regressor.{name}": weight for name, weight in self.regressors.named_parameters()}
-        self.optimizer = torch.optim.SGD(self.parameters.values(), self.recipe.lr, **settings)
-        self.stage, _ = stage(self.recipe, 0.0)
         self.steps = math.ceil(len(self.labels) / self.recipe.batch)  # in one epoch
-        _restore(self)
 
     def go(self, progress: bool) -> None:
-        """Train the epochs that are missing, then write the weights and the finished receipt."""
-        done, total = len(self.run.history), self.recipe.epochs
-        title = f"{self.recipe.student} {self.recipe.method} seed {self.recipe.seed}"
-        with tqdm(total=total * self.steps, initial=done * self.steps, desc=title, disable=not progress) as bar:
-            for epoch in range(done, total):
-                self.run.history.append(self._epoch(epoch, bar))
-                bar.set_postfix_str(f"test error {self.run.test_error:.2f} %")
-                _checkpoint(self)
-        content = save_tensors(_contiguous(self.model.state_dict()))
-        runs.write(self.run.folder / "weights.safetensors", content)
-        self.run.weights = hashlib.sha256(content).hexdigest()
-        self.run.status, self.run.reason = "finished", None
-        self.run.save()
-        (self.run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        """Train the epochs that are missing, and raise the first error, if any, at the end."""
+        first, *others = self.students
+        recipe = first.recipe
+        title = f"{recipe.student} {recipe.method} seed {recipe.seed}" + (f" and {len(others)} more" if others else "")
+        total, done = (self.steps * sum(epochs) for epochs in zip(*map(_Student.epochs, self.students), strict=True))
+        with tqdm(total=total, initial=done, desc=title, disable=not progress) as bar:
+            while waiting := [student for student in self.students if student.is_learning()]:
+                epoch = min(len(student.run.history) for student in waiting)
+                self._epoch([student for student in waiting if len(student.run.history) == epoch], epoch, bar)
+        for error in (student.error for student in self.students):
+            if error is not None:
+                raise error
 
-    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        start = time.monotonic()
-        self.model.train()
-        sums: dict[str, Tensor] = {}
+    def _epoch(self, students: list["_Student"], epoch: int, bar: tqdm) -> None:
+        """One pass over the images for those who are equally far."""
+        start, together = time.monotonic(), len(students)
+        for student in students:
+            student.begin()
         for step, (images, labels) in enumerate(self._batches(epoch)):
-            progress = (epoch + step / self.steps) / self.recipe.epochs
-            for name, value in self._step(images, labels, progress).items():
-                sums[name] = sums.get(name, 0.0) + value * len(labels)
-            bar.update()
-            if step % 20 == 19 or step == self.steps - 1:
-                self._check(sums, epoch, step, bar)
-        row = {name: (value / len(self.labels)).item() for name, value in sums.items()}
-        row["train_error"] *= 100
-        row |= {"test_error": evaluate(self.model, self.test_set), "seconds": time.monotonic() - start}
-        return {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row
+            x = standardize(images)
+            with self._precision():
+                taught = self._teach(x) if any(student.is_taught for student in students) else (None, None)
+            for student in students:
+                with student.failing():
+                    student.step(x, labels, taught, self._precision, epoch + step / self.steps)
+                    if step % 20 == 19 or step == self.steps - 1:
+                        student.check(epoch, step, len(self.labels), bar)
+                bar.update()
+            students = [student for student in students if student.error is None]
+        for student in students:
+            with student.failing():
+                student.end(epoch, len(self.labels), self.test_set)
+                bar.set_postfix_str(f"test error {student.run.test_error:.2f} %")
+        for student in students:
+            with student.failing():
+                student.save((time.monotonic() - start) / together)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches in an order that depends on seed and epoch alone, so that any epoch can be redone."""
@@ -299,16 +324,62 @@ class _Loop:
             batch = batch.to(self.device)
             yield augment(self.images[batch], self.recipe.augment, generator), self.labels[batch]
 
-    def _step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+    def _teach(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad():
+            return self.teacher_forward(x)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+
+class _Student:
+    """One run's network, optimizer and place in the training."""
+
+    def __init__(self, run: Run, teacher: Network | None, device: torch.device, wrap: Callable) -> None:
+        self.run, self.recipe, self.error = run, run.recipe, None
+        self.is_taught = run.recipe.method not in TEACHERLESS
+        self.teacher = teacher if self.is_taught else None
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            model = build(self.recipe.student, run.data.classes)
+        self.regressors = _regressors(self.recipe, model, self.teacher).to(device)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.forward = wrap(self.model.groups)
+        settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
+        self.parameters = dict(self.model.named_parameters())  # all that is trained, by name
+        self.parameters |= {f"regressor.{name}": weight for name, weight in self.regressors.named_parameters()}
+        self.optimizer = torch.optim.SGD(self.parameters.values(), self.recipe.lr, **settings)
+        self.stage, _ = stage(self.recipe, 0.0)
+        _restore(self)
+
+    def epochs(self) -> tuple[int, int]:
+        """In all, and done."""
+        return self.recipe.epochs, len(self.run.history)
+
+    def is_learning(self) -> bool:
+        return self.error is None and self.run.status != "finished"
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """An error in here ends this run, and no other."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            self.run.status, self.run.reason = "failed", f"{type(error).__name__}: {error}"
+            self.run.save()
+
+    def begin(self) -> None:
+        self.model.train()
+        self.sums = {}
+
+    def step(self, x: Tensor, labels: Tensor, taught: tuple, precision: Callable, epochs: float) -> None:
+        """One step of SGD, ``epochs`` after the beginning."""
+        progress = epochs / self.recipe.epochs
         self._schedule(progress)
-        x = standardize(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            teacher = (None, None)
-            if self.teacher_forward:
-                with torch.no_grad():
-                    teacher = self.teacher_forward(x)
+        with precision():
             networks = self.recipe, self.model, self.teacher, self.regressors
-            batch = Batch(*networks, x, labels, *self.forward(x), *teacher)
+            batch = Batch(*networks, x, labels, *self.forward(x), *taught)
         wanted = weights(self.recipe, progress)
         terms = {name: TERMS[name](batch) for name in wanted}
         loss = sum(wanted[name] * terms[name] for name in wanted)
@@ -316,7 +387,8 @@ class _Loop:
         loss.backward()
         self.optimizer.step()
         wrong = (batch.logits.argmax(dim=1) != labels).float().mean()
-        return {name: value.detach() for name, value in {"loss": loss, **terms, "train_error": wrong}.items()}
+        for name, value in {"loss": loss, **terms, "train_error": wrong}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(labels)
 
     def _schedule(self, progress: float) -> None:
         """Set the learning rate; start without momentum after a drop (the authors' code makes a new optimizer there)
@@ -327,12 +399,31 @@ class _Loop:
             self.optimizer.state.clear()
         self.stage, group["lr"] = now, lr
 
-    def _check(self, sums: dict[str, Tensor], epoch: int, step: int, bar: tqdm) -> None:
-        if not math.isfinite(sums["loss"].item()):
+    def check(self, epoch: int, step: int, images: int, bar: tqdm) -> None:
+        if not math.isfinite(self.sums["loss"].item()):
             where = f"epoch {epoch + 1}, by step {step + 1} (lr {self.optimizer.param_groups[0]['lr']:.3g})"
-            raise FloatingPointError(f"the loss is {sums['loss'].item()} in {where}: lower lr or beta")
-        seen = min((step + 1) * self.recipe.batch, len(self.labels))
-        bar.set_postfix_str(f"train accuracy {100 - 100 * sums['train_error'].item() / seen:.1f} %")
+            raise FloatingPointError(f"the loss is {self.sums['loss'].item()} in {where}: lower lr or beta")
+        seen = min((step + 1) * self.recipe.batch, images)
+        bar.set_postfix_str(f"train accuracy {100 - 100 * self.sums['train_error'].item() / seen:.1f} %")
+
+    def end(self, epoch: int, images: int, test_set: Images) -> None:
+        """Write the epoch into the history."""
+        row = {name: (value / images).item() for name, value in self.sums.items()}
+        row["train_error"] *= 100
+        row["test_error"] = evaluate(self.model, test_set)
+        self.run.history.append({"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row)
+
+    def save(self, seconds: float) -> None:
+        """Write the checkpoint; after the last epoch the weights and the finished receipt instead."""
+        self.run.history[-1]["seconds"] = seconds
+        if len(self.run.history) < self.recipe.epochs:
+            return _checkpoint(self)
+        content = save_tensors(_contiguous(self.model.state_dict()))
+        runs.write(self.run.folder / "weights.safetensors", content)
+        self.run.weights = hashlib.sha256(content).hexdigest()
+        self.run.status, self.run.reason = "finished", None
+        self.run.save()
+        (self.run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -354,38 +445,40 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _checkpoint(loop: _Loop) -> None:
+def _checkpoint(student: _Student) -> None:
     """Write what resuming needs: weights, momentum and history in one file, so that they agree; then the receipt."""
-    state = {name: loop.optimizer.state.get(weight, {}) for name, weight in loop.parameters.items()}
+    state = {name: student.optimizer.state.get(weight, {}) for name, weight in student.parameters.items()}
     momentum = {f"momentum.{name}": held["momentum_buffer"] for name, held in state.items() if held}
-    model = {f"model.{name}": tensor for name, tensor in loop.model.state_dict().items()}
-    model |= {f"regressors.{name}": tensor for name, tensor in loop.regressors.state_dict().items()}
-    about = {"key": loop.run.key, "history": json.dumps(loop.run.history)}
-    runs.write(loop.run.folder / "checkpoint.safetensors", save_tensors(_contiguous(model | momentum), about))
-    loop.run.status, loop.run.reason = "running", None
-    loop.run.save()
+    model = {f"model.{name}": tensor for name, tensor in student.model.state_dict().items()}
+    model |= {f"regressors.{name}": tensor for name, tensor in student.regressors.state_dict().items()}
+    about = {"key": student.run.key, "history": json.dumps(student.run.history)}
+    runs.write(student.run.folder / "checkpoint.safetensors", save_tensors(_contiguous(model | momentum), about))
+    student.run.status, student.run.reason = "running", None
+    student.run.save()
 
 
-def _restore(loop: _Loop) -> None:
+def _restore(student: _Student) -> None:
     """Go back to the last checkpoint, or to the beginning where there is none."""
-    path = loop.run.folder / "checkpoint.safetensors"
-    loop.run.history = []
+    path = student.run.folder / "checkpoint.safetensors"
+    student.run.history = []
     if not path.exists():
         return
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if about.get("key") != loop.run.key:
+        if about.get("key") != student.run.key:
             raise ValueError("it belongs to another run")
-        loop.model.load_state_dict(_part(tensors, "model."))
-        loop.regressors.load_state_dict(_part(tensors, "regressors."))
+        student.model.load_state_dict(_part(tensors, "model."))
+        student.regressors.load_state_dict(_part(tensors, "regressors."))
         for name, buffer in _part(tensors, "momentum.").items():
-            weight = loop.parameters[name]
-            loop.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(buffer)
-        loop.run.history = json.loads(about["history"])
-        last = (len(loop.run.history) - 1 / loop.steps) / loop.recipe.epochs  # where the last step was
-        loop.stage, loop.optimizer.param_groups[0]["lr"] = stage(loop.recipe, last)[0], loop.run.history[-1]["lr"]
+            weight = student.parameters[name]
+            student.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(buffer)
+        student.run.history = json.loads(about["history"])
+        steps = math.ceil(student.run.data.train / student.recipe.batch)
+        last = (len(student.run.history) - 1 / steps) / student.recipe.epochs  # where the last step was
+        student.stage, _ = stage(student.recipe, last)
+        student.optimizer.param_groups[0]["lr"] = student.run.history[-1]["lr"]
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         why = str(error).splitlines()[0]
         why = f"checkpoint {str(path)!r} cannot be used ({why}): remove it to train from the beginning"

@@ -26,7 +26,7 @@ from atbook.models import build
 from atbook.names import METHODS, TEACHERLESS
 from atbook.recipes import Recipe
 from atbook.runs import Run
-from atbook.train import evaluate, train
+from atbook.train import evaluate, train, train_together
 
 
 @pytest.fixture(autouse=True)
@@ -127,16 +127,16 @@ def test_every_method_trains_and_resumes_to_the_same_weights(tmp_path, monkeypat
 
 
 def test_regressors_are_trained_and_the_second_stage_starts_without_momentum(tmp_path, monkeypatch, teacher):
-    loops = []
-    original = training._Loop.__init__
-    monkeypatch.setattr(training._Loop, "__init__", lambda self, *a: (original(self, *a), loops.append(self))[0])
+    students = []
+    original = training._Student.__init__
+    monkeypatch.setattr(training._Student, "__init__", lambda self, *a: (original(self, *a), students.append(self))[0])
     recipe = Recipe(**SMALL | {"student": "wrn-10-2"}, method="fitnet", hint_part=0.5)
     train(recipe, tmp_path / "run", teacher=teacher, progress=False)
-    (loop,) = loops
+    (student,) = students
     torch.manual_seed(recipe.seed)
-    assert not torch.equal(loop.regressors[0].weight, torch.nn.Conv2d(64, 32, 1).weight)
-    held = {name for name, weight in loop.parameters.items() if loop.optimizer.state.get(weight)}
-    assert held == {name for name in loop.parameters if not name.startswith("regressor")}
+    assert not torch.equal(student.regressors[0].weight, torch.nn.Conv2d(64, 32, 1).weight)
+    held = {name for name, weight in student.parameters.items() if student.optimizer.state.get(weight)}
+    assert held == {name for name in student.parameters if not name.startswith("regressor")}
 
 
 @pytest.mark.parametrize("network", ["nin-thin-nobn", "resnet20"])
@@ -157,17 +157,17 @@ def test_recipe_fields_of_the_attention_term_are_used(tmp_path, teacher):
 
 def stop_after(monkeypatch, epochs):
     """Let the process die as by kill -9, from the training's point of view: no handler, no clean-up runs."""
-    original = training._Loop._epoch
+    original = training._Cohort._epoch
 
     class Killed(BaseException):
         pass
 
-    def epoch(self, number, bar):
+    def epoch(self, students, number, bar):
         if number == epochs:
             raise Killed
-        return original(self, number, bar)
+        return original(self, students, number, bar)
 
-    monkeypatch.setattr(training._Loop, "_epoch", epoch)
+    monkeypatch.setattr(training._Cohort, "_epoch", epoch)
     return Killed
 
 
@@ -203,7 +203,7 @@ def test_kill_9_on_shapes_resumes_bit_for_bit(tmp_path):
 
 def test_a_finished_run_is_returned_and_another_is_refused(tmp_path, monkeypatch):
     run = train(Recipe(**SMALL), tmp_path / "run", progress=False)
-    monkeypatch.setattr(training, "_Loop", None)  # nothing is trained again
+    monkeypatch.setattr(training, "_Cohort", None)  # nothing is trained again
     assert train(Recipe(**SMALL), tmp_path / "run", progress=False) == run
     with pytest.raises(ValueError, match=r"holds another run \(epochs 3 there, 4 now\)"):
         train(Recipe(**SMALL | {"epochs": 4}), tmp_path / "run", progress=False)
@@ -289,3 +289,57 @@ def test_compiling_is_refused_before_training_where_torch_cannot(tmp_path, monke
     with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
         train(Recipe(**SMALL), tmp_path / "run", compile=True, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def cohort(folder, **changes):
+    """Recipes that see the same batches, one of them longer than the others."""
+    fields = SMALL | {"student": "wrn-10-2", "schedule": "one-cycle"} | changes
+    methods = {"student": {}, "at": {}, "kd": {"epochs": 2}, "fitnet": {}}
+    methods["at-max"] = {"method": "at", "mapping": "f_max"}
+    return {folder / name: Recipe(**fields | {"method": name} | extra) for name, extra in methods.items()}
+
+
+def test_side_by_side_gives_the_weights_of_each_alone(tmp_path, teacher):
+    together = train_together(cohort(tmp_path / "together"), teacher=teacher, progress=False)
+    for run, (out, recipe) in zip(together, cohort(tmp_path / "alone").items(), strict=True):
+        alone = train(recipe, out, teacher=None if recipe.method == "student" else teacher, progress=False)
+        assert run.folder.name == out.name and run.key == alone.key and weights_of(run) == weights_of(alone)
+        assert [row["loss"] for row in run.history] == [row["loss"] for row in alone.history]
+
+
+def test_a_stopped_cohort_resumes_also_where_one_is_ahead(tmp_path, monkeypatch, teacher):
+    whole = train_together(cohort(tmp_path / "whole"), teacher=teacher, progress=False)
+    recipes = cohort(tmp_path / "part")
+    with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 2)):
+        train_together(dict(list(recipes.items())[1:]), teacher=teacher, progress=False)
+    assert [Run.load(out).status for out in list(recipes)[1:]] == ["running", "finished", "running", "running"]
+    part = train_together(recipes, teacher=teacher, progress=False)
+    assert [weights_of(run) for run in part] == [weights_of(run) for run in whole]
+
+
+def test_the_teacher_passes_once_for_all(tmp_path, monkeypatch, teacher):
+    calls = []
+    original = training._Cohort._teach
+    monkeypatch.setattr(training._Cohort, "_teach", lambda self, x: (calls.append(len(x)), original(self, x))[1])
+    train_together(cohort(tmp_path / "a", epochs=2), teacher=teacher, progress=False)
+    assert calls == 2 * [25, 25, 10]
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path, teacher):
+    recipes = cohort(tmp_path)
+    recipes[tmp_path / "at"] = Recipe(**recipes[tmp_path / "at"].model_dump() | {"lr": 1e20})
+    with pytest.raises(FloatingPointError, match="the loss is"):
+        train_together(recipes, teacher=teacher, progress=False)
+    assert [Run.load(out).status for out in recipes] == ["finished", "failed", "finished", "finished", "finished"]
+
+
+def test_runs_that_see_other_batches_are_refused(tmp_path, teacher):
+    for field, value in {"seed": 1, "batch": 7, "augment": "none", "precision": "bfloat16", "train_images": 20}.items():
+        recipes = {tmp_path / "a": Recipe(**SMALL), tmp_path / "b": Recipe(**SMALL | {field: value})}
+        with pytest.raises(ValueError, match=f"must agree in {field}"):
+            train_together(recipes)
+    with pytest.raises(ValueError, match="there is no recipe"):
+        train_together({})
+    with pytest.raises(ValueError, match="method 'at' needs a teacher"):
+        train_together({tmp_path / "a": Recipe(**SMALL), tmp_path / "b": Recipe(**SMALL, method="at")})
+    assert not any(tmp_path.glob("[ab]"))

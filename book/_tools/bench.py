@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from atbook import runs
 from atbook import train as training
 from atbook.compat import torchvision
-from atbook.data import Images, load
+from atbook.data import Images, load, standardize
 from atbook.models import build
 from atbook.recipes import Recipe
 from atbook.runs import Run
@@ -84,11 +84,20 @@ def ours(
 ) -> Callable[[], None]:
     """A step of the package's own loop."""
     recipe = Recipe(lr=0.01, **fields)
-    run = training._open(recipe, folder, images, images, teacher, compile)
-    loop = training._Loop(run, images, images, teacher, torch.device("cpu"), compile)
-    loop.model.train()
-    batches = (batch for epoch in range(10**6) for batch in loop._batches(epoch) if len(batch[0]) == recipe.batch)
-    return lambda: loop._step(*next(batches), progress=0.1)
+    run = training._open(recipe, folder, images, images, teacher)
+    cohort = training._Cohort([run], images, images, teacher, compile)
+    (student,) = cohort.students
+    student.begin()
+    batches = (batch for epoch in range(10**6) for batch in cohort._batches(epoch) if len(batch[0]) == recipe.batch)
+
+    def step() -> None:
+        pictures, labels = next(batches)
+        x = standardize(pictures)
+        with cohort._precision():
+            taught = cohort._teach(x) if teacher else (None, None)
+        student.step(x, labels, taught, cohort._precision, epochs=3.0)
+
+    return step
 
 
 def teacher_forward(teacher: Run, batch: int, precision: str, compile: bool) -> Callable[[], None]:
