@@ -183,7 +183,7 @@ def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> l
             fields = {"student": student, "batch": batch, "method": method}
             variants[method] = ours(images, used, folder / student / method, **fields)
         seconds = take_turns(variants)
-        rows.append({"student": student} | {name: value / seconds["at"] for name, value in seconds.items()})
+        rows.append({"network": student} | {name: value / seconds["at"] for name, value in seconds.items()})
     return rows
 
 
