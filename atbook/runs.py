@@ -31,7 +31,7 @@ from atbook.models import Network, build
 from atbook.names import choose
 from atbook.recipes import Recipe
 
-_MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
+MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
 
 
 class Data(BaseModel):
@@ -162,10 +162,10 @@ def write(path: Path, content: bytes) -> None:
         raise OSError(error.errno, why) from None
 
 
-def code_hash() -> str:
+def code_hash(modules: Sequence[str] = MODULES) -> str:
     """Hash of the modules that a result depends on; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
-    for name in _MODULES:
+    for name in modules:
         tree = ast.parse((resources.files("atbook") / f"{name}.py").read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

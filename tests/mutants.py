@@ -157,7 +157,7 @@ def main() -> int:
     for key in set(EXPLAINED) - used:
         print(f"explained, but killed or gone: {key}")
     survivors = {key: EXPLAINED.get(key, "not explained") for key in sorted(used)}
-    record("mutants", {"mutants": total, "survivors": survivors})
+    record("mutants", {"mutants": total, "survivors": survivors}, tuple(TESTS))
     return unexplained
 
 

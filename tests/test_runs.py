@@ -83,7 +83,7 @@ def test_the_key_covers_recipe_data_teacher_and_code(monkeypatch):
 
 
 def test_the_code_hash_ignores_comments_and_sees_changes(tmp_path, monkeypatch):
-    for name in runs._MODULES:
+    for name in runs.MODULES:
         (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
     monkeypatch.setattr(runs.resources, "files", lambda package: tmp_path)
     before = code_hash()

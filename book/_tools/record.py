@@ -3,17 +3,19 @@
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from atbook.runs import code_hash, write
+from atbook.runs import MODULES, code_hash, write
 
 CHECKS = Path(__file__).parents[1] / "runs" / "checks.json"
 
 
-def record(name: str, value: object) -> None:
-    """Put one measurement into ``book/runs/checks.json``, with the code and the machine it belongs to."""
+def record(name: str, value: object, modules: Sequence[str] = MODULES) -> None:
+    """Put one measurement into ``book/runs/checks.json``, with the hash of the modules that it is about."""
     checks = json.loads(CHECKS.read_text()) if CHECKS.exists() else {}
-    checks[name] = {"value": value, "code": code_hash(), "python": platform.python_version()}
+    about = {"modules": list(modules), "code": code_hash(modules), "python": platform.python_version()}
+    checks[name] = {"value": value} | about
     write(CHECKS, (json.dumps(checks, indent=1, sort_keys=True) + "\n").encode())
 
 
