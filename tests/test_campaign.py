@@ -1,0 +1,74 @@
+"""The script that trains the runs of chapter 11."""
+
+import io
+import tarfile
+import time
+
+import pytest
+from campaign import go, images, main, pack, plan
+from PIL import Image
+
+from atbook import protocols
+from atbook.runs import Run, load_runs
+
+SHORT = {"dataset": "folder"} | protocols.fields("short")
+
+
+def test_the_plan_holds_every_run_of_the_tables_once():
+    units = plan("wrn-16-2", "wrn-16-1", SHORT, seeds=3)
+    names = [name for unit in units for name in unit.recipes]
+    assert len(names) == len(set(names)) == 1 + 3 * 4 + 8
+    assert names[0] == "teacher" and names[-1] == "at-g2-0"
+    for unit in units:
+        for name, recipe in unit.recipes.items():
+            assert recipe.epochs == 20 and recipe.student == ("wrn-16-2" if name == "teacher" else "wrn-16-1")
+            assert (unit.teacher is None) == (recipe.method == "student")
+            assert name in ("teacher", f"{recipe.method}-{recipe.seed}") or name.startswith(f"{recipe.method}-")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A tar file of 2 classes, 4 training images and 2 test images each."""
+    path = tmp_path / "images.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        for name in [f"{s}/{c}/{i}.png" for s, n in (("train", 4), ("test", 2)) for c in "ab" for i in range(n)]:
+            picture = io.BytesIO()
+            Image.new("RGB", (32, 32), (40 * len(name), 0, 90)).save(picture, "png")
+            member = tarfile.TarInfo(name)
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    return path
+
+
+def test_runs_are_trained_stopped_resumed_and_packed(tmp_path, archive):
+    out, tiny = tmp_path / "runs", {"dataset": "folder", "epochs": 1, "batch": 8}
+    root = images(archive, out)
+    assert images(archive, out) == root and images(root, out) == root, "unpacked once"
+
+    units = plan("wrn-10-1", "wrn-10-1", tiny, seeds=1)[:2]
+    start = time.monotonic()
+    assert not go(units, root, out, workers=2, seconds=0.5, compile=False) and time.monotonic() - start < 60
+    assert not any(run.status == "finished" for run in (load_runs(out) if out.exists() else []))
+    assert go(units, root, out, workers=2, seconds=600, compile=False)
+    assert {run.folder.name for run in load_runs(out)} == {"teacher", "student-0"}
+
+    pack(out, tmp_path / "back.tar")
+    with tarfile.open(tmp_path / "back.tar") as tar:
+        tar.extractall(tmp_path / "back", filter="data")
+    assert Run.load(tmp_path / "back" / "student-0").model()
+
+
+def test_a_teacher_that_fails_ends_the_campaign(tmp_path, archive, capfd):
+    root = images(archive, tmp_path / "runs")
+    units = plan("wrn-10-1", "wrn-10-1", {"dataset": "folder", "epochs": 1, "train_images": 100}, seeds=1)
+    assert not go([units[0], units[2]], root, tmp_path / "runs", workers=1, seconds=600, compile=False)
+    assert "cannot take 100 images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("wrong", "said"), [("nowhere", "No such file"), ("notes.txt", "could not be opened")])
+def test_images_that_are_none_are_refused(tmp_path, capsys, wrong, said):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / wrong), str(tmp_path / "runs")])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
