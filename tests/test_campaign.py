@@ -7,6 +7,7 @@ import time
 import pytest
 from campaign import go, images, main, pack, plan
 from PIL import Image
+from safetensors.torch import load_file
 
 from atbook import protocols
 from atbook.runs import Run, load_runs
@@ -17,12 +18,13 @@ SHORT = {"dataset": "folder"} | protocols.fields("short")
 def test_the_plan_holds_every_run_of_the_tables_once():
     units = plan("wrn-16-2", "wrn-16-1", SHORT, seeds=3)
     names = [name for unit in units for name in unit.recipes]
-    assert len(names) == len(set(names)) == 1 + 3 * 4 + 8
-    assert names[0] == "teacher" and names[-1] == "at-g2-0"
+    assert len(names) == len(set(names)) == 1 + 3 * 4 + 8 + 2 * 3 * 3
+    assert names[0] == "teacher" and names[-1] == "kd-12500-2"
     for unit in units:
         for name, recipe in unit.recipes.items():
             assert recipe.epochs == 20 and recipe.student == ("wrn-16-2" if name == "teacher" else "wrn-16-1")
-            assert (unit.teacher is None) == (recipe.method == "student")
+            assert unit.teacher or recipe.method == "student"
+            assert (recipe.train_images is None) == ("00-" not in name)
             assert name in ("teacher", f"{recipe.method}-{recipe.seed}") or name.startswith(f"{recipe.method}-")
 
 
@@ -52,10 +54,23 @@ def test_runs_are_trained_stopped_resumed_and_packed(tmp_path, archive):
     assert go(units, root, out, workers=2, seconds=600, compile=False)
     assert {run.folder.name for run in load_runs(out)} == {"teacher", "student-0"}
 
-    pack(out, tmp_path / "back.tar")
+    pack(out, root, tmp_path / "back.tar")
     with tarfile.open(tmp_path / "back.tar") as tar:
         tar.extractall(tmp_path / "back", filter="data")
     assert Run.load(tmp_path / "back" / "student-0").model()
+    kept = load_file(tmp_path / "back" / "evidence.safetensors")
+    assert kept["labels"].tolist() == [0, 0, 1, 1] and kept["pictures"].shape == (2, 3, 32, 32)
+    for run in load_runs(out):
+        wrong = kept[f"predicted.{run.folder.name}"] != kept["labels"]
+        assert 100 * wrong.float().mean().item() == pytest.approx(run.test_error)
+        assert all((Q.flatten(1).amax(1) == 255).all() for name, Q in kept.items() if name.startswith("maps."))
+    assert kept["maps.student-0.1"].shape == (2, 16, 16)
+
+    run = Run.load(out / "student-0")
+    run.history[-1]["test_error"] += 1
+    run.save()
+    with pytest.raises(ValueError, match="the weights of 'student-0' give an error of"):
+        pack(out, root, tmp_path / "again.tar")
 
 
 def test_a_teacher_that_fails_ends_the_campaign(tmp_path, archive, capfd):

@@ -2,11 +2,13 @@
 
     python book/_tools/campaign.py IMAGES OUT --protocol paper --seeds 5 --workers 5 --minutes 9 --pack receipts.tar
 
-First the teacher, beside it the plain students; then, for each seed, the taught students side by side; last, for
-seed 0, the other methods, mapping functions and single groups. The same command goes on where an earlier one stopped.
+First the teacher, beside it the plain students; then, for each seed, the taught students side by side; then, for
+seed 0, the other methods, mapping functions and single groups; last, for each seed, students with a tenth and a quarter
+of the labels. The same command goes on where an earlier one stopped.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import tarfile
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from evidence import collect
 
 from atbook import protocols
 from atbook.recipes import Recipe
@@ -34,6 +37,7 @@ MORE: dict[str, dict[str, object]] = {
     "at-g1": {"method": "at", "groups": (1,)},
     "at-g2": {"method": "at", "groups": (2,)},
 }
+FEWER = (5_000, 12_500)  # a tenth and a quarter of CIFAR-10
 
 
 class Unit(NamedTuple):
@@ -53,7 +57,11 @@ def plan(teacher: str, student: str, common: dict[str, object], seeds: int) -> l
     units = [Unit({"teacher": Recipe(**common, student=teacher)}, None)]
     units += [students(seed, {"student": {}}, None) for seed in range(seeds)]
     units += [students(seed, TAUGHT, "teacher") for seed in range(seeds)]
-    return [*units, students(0, MORE, "teacher")]
+    units += [students(0, MORE, "teacher")]
+    for n, seed in itertools.product(FEWER, range(seeds)):
+        kinds = {f"{method}-{n}": {"method": method, "train_images": n} for method in ("student", "at", "kd")}
+        units.append(students(seed, kinds, "teacher"))
+    return units
 
 
 def images(path: Path, out: Path) -> Path:
@@ -113,9 +121,11 @@ def start(*arguments: object) -> BaseProcess:
     return process
 
 
-def pack(out: Path, archive: Path) -> None:
-    """Every receipt, and the weights of the teacher and of the runs of seed 0."""
+def pack(out: Path, root: Path, archive: Path) -> None:
+    """What the book ships: every receipt, the weights of the teacher and of the runs of seed 0, and the evidence."""
+    collect(out, root)
     with tarfile.open(archive, "w") as tar:
+        tar.add(out / "evidence.safetensors", "evidence.safetensors")
         for run in load_runs(out):
             tar.add(run.folder / "receipt.json", f"{run.folder.name}/receipt.json")
             weights = run.folder / "weights.safetensors"
@@ -133,7 +143,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="0 to this, less one")
     parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then stop, to be resumed")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="a tar file for receipts, and weights of seed 0")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="a tar file for what the book ships")
     chosen = parser.parse_args(arguments)
     try:
         units = plan(
@@ -142,7 +152,7 @@ def main(arguments: list[str]) -> int:
         root = images(chosen.images, chosen.out)
         done = go(units, root, chosen.out, chosen.workers, 60 * chosen.minutes)
         if chosen.pack:
-            pack(chosen.out, chosen.pack)
+            pack(chosen.out, root, chosen.pack)
     except (ValueError, OSError, tarfile.TarError) as error:
         parser.error(str(error))
     print("all finished" if done else "not finished: the same command goes on")
