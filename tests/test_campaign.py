@@ -5,11 +5,13 @@ import tarfile
 import time
 
 import pytest
+import torch
 from campaign import go, images, main, pack, plan
 from PIL import Image
 from safetensors.torch import load_file
 
 from atbook import protocols
+from atbook.data import load, standardize
 from atbook.runs import Run, load_runs
 
 SHORT = {"dataset": "folder"} | protocols.fields("short")
@@ -63,8 +65,14 @@ def test_runs_are_trained_stopped_resumed_and_packed(tmp_path, archive):
     for run in load_runs(out):
         wrong = kept[f"predicted.{run.folder.name}"] != kept["labels"]
         assert 100 * wrong.float().mean().item() == pytest.approx(run.test_error)
-        assert all((Q.flatten(1).amax(1) == 255).all() for name, Q in kept.items() if name.startswith("maps."))
+        maps = [Q for name, Q in kept.items() if name.startswith("maps.")]
+        assert all((Q.flatten(1).amax(1) == 255).all() for Q in maps)
+        assert (kept[f"similarity.{run.folder.name}"] <= 1 + 1e-3).all()
     assert kept["maps.student-0.1"].shape == (2, 16, 16)
+    assert torch.allclose(kept["similarity.teacher"], torch.ones(3), atol=1e-3), "a map is like itself"
+    logits = Run.load(out / "student-0").model()(standardize(load("folder", "test", root).images))
+    confidence = kept["confidence.student-0"].float()
+    assert torch.allclose(confidence, logits.softmax(dim=1).amax(dim=1), atol=1e-3)
 
     run = Run.load(out / "student-0")
     run.history[-1]["test_error"] += 1

@@ -123,9 +123,11 @@ def start(*arguments: object) -> BaseProcess:
 
 def pack(out: Path, root: Path, archive: Path) -> None:
     """What the book ships: every receipt, the weights of the teacher and of the runs of seed 0, and the evidence."""
-    collect(out, root)
+    if finished(out / "teacher"):
+        collect(out, root)
     with tarfile.open(archive, "w") as tar:
-        tar.add(out / "evidence.safetensors", "evidence.safetensors")
+        for path in out.glob("evidence.safetensors"):
+            tar.add(path, path.name)
         for run in load_runs(out):
             tar.add(run.folder / "receipt.json", f"{run.folder.name}/receipt.json")
             weights = run.folder / "weights.safetensors"

@@ -1,58 +1,86 @@
-"""What chapter 11 shows of the runs besides their receipts: every run's predictions, and a few pictures with maps.
+"""What the book shows of recorded runs besides their receipts: ``python book/_tools/evidence.py RUNS [IMAGES]``.
 
-The test images are not part of the book. So that it can show where a method helps, the predicted classes are kept; and
-of one test image for each class, the first in the order of the data set, the picture and the attention maps.
+Test images and most weights are not part of the book. So that it can show where a method helps, this keeps, for every
+run below RUNS, the predicted class of each test image and its probability, and how alike the run's attention maps are
+to those of the run named ``teacher``; and, of one test image for each class, the first in the order of the data set,
+the picture and some runs' maps. All of it goes to ``RUNS/evidence.safetensors``.
 """
 
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from atbook.attention import f_sum
-from atbook.data import load, standardize
+from atbook.attention import f_sum, normalize
+from atbook.data import Images, load, standardize
 from atbook.models import Network
 from atbook.runs import Run, load_runs, write
 
-MAPPED = ("teacher", "student-0", "at-0")
+MAPPED = ("teacher", "student-0", "at-0")  # runs whose maps are shown
+
+
+class Seen(NamedTuple):
+    """What a network makes of the test images."""
+
+    predicted: Tensor  # class, uint8 (N,)
+    confidence: Tensor  # the class's probability, float16 (N,)
+    maps: list[Tensor]  # of each group, normalised, float16 (N, d)
 
 
 @torch.no_grad()
-def predicted(model: Network, images: Tensor) -> Tensor:
-    """The class of each image, uint8 `(N,)`."""
-    return torch.cat([model(standardize(x)).argmax(dim=1).to(torch.uint8) for x in images.split(500)])
+def look(model: Network, images: Tensor) -> Seen:
+    parts = []
+    for x in images.split(500):
+        logits, groups = model.groups(standardize(x))
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        parts.append((predicted.to(torch.uint8), confidence.half(), *(normalize(f_sum(A, p=2)).half() for A in groups)))
+    predicted, confidence, *maps = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Seen(predicted, confidence, maps)
 
 
-@torch.no_grad()
-def maps(model: Network, images: Tensor) -> list[Tensor]:
+def shown(model: Network, pictures: Tensor) -> list[Tensor]:
     """Of each group the maps, each scaled to its own peak, uint8 `(N, h, w)`."""
-    Q = [f_sum(A, p=2) for A in model.groups(standardize(images))[1]]
+    with torch.no_grad():
+        Q = [f_sum(A, p=2) for A in model.groups(standardize(pictures))[1]]
     return [(255 * q / q.amax(dim=(1, 2), keepdim=True)).round().to(torch.uint8) for q in Q]
 
 
-def evidence(runs: list[Run], root: Path) -> dict[str, Tensor]:
-    """All of it, out of finished runs with their weights.
+def of_run(run: Run, test: Images, pictures: Tensor, taught: Seen) -> dict[str, Tensor]:
+    """The evidence of one run; its maps are compared with those of the teacher, by the cosine, in each group.
 
     Raises:
-        ValueError: if a run's predictions do not give the error of its receipt.
+        ValueError: if the run's predictions do not give the error of its receipt.
     """
-    test = load("folder", "test", root)
-    pictures = torch.stack([test.images[test.labels == c][0] for c in range(len(test.classes))])
-    kept = {"labels": test.labels.to(torch.uint8), "pictures": pictures}
-    for run in runs:
-        model, name = run.model(), run.folder.name
-        kept[f"predicted.{name}"] = predicted(model, test.images)
-        error = 100 * (kept[f"predicted.{name}"] != kept["labels"]).float().mean().item()
-        if abs(error - run.test_error) > 0.1:
-            said = run.test_error
-            raise ValueError(f"the weights of {name!r} give an error of {error:.2f} %, its receipt says {said:.2f} %")
-        if name in MAPPED:
-            kept |= {f"maps.{name}.{j}": q for j, q in enumerate(maps(model, pictures))}
-    return kept
+    name, model = run.folder.name, run.model()
+    seen = look(model, test.images)
+    error = 100 * (seen.predicted != test.labels).float().mean().item()
+    if abs(error - run.test_error) > 0.1:
+        said = run.test_error
+        raise ValueError(f"the weights of {name!r} give an error of {error:.2f} %, its receipt says {said:.2f} %")
+    pairs = zip(seen.maps, taught.maps, strict=True)
+    kept = {
+        f"predicted.{name}": seen.predicted,
+        f"confidence.{name}": seen.confidence,
+        f"similarity.{name}": torch.stack([(a.float() * b.float()).sum(dim=1).mean() for a, b in pairs]),
+    }
+    maps = shown(model, pictures) if name in MAPPED else []
+    return kept | {f"maps.{name}.{j}": Q for j, Q in enumerate(maps)}
 
 
-def collect(out: Path, root: Path) -> None:
-    """Write ``evidence.safetensors`` beside the finished runs below ``out``."""
-    finished = [run for run in load_runs(out) if run.status == "finished"]
-    write(out / "evidence.safetensors", save(evidence(finished, root)))
+def collect(out: Path, root: Path | None) -> None:
+    """Write the evidence of the finished runs below a folder; one of them is ``teacher``."""
+    teacher = Run.load(out / "teacher")
+    test = load(teacher.recipe.dataset, "test", root)
+    first = torch.stack([test.images[test.labels == c][0] for c in range(len(test.classes))])
+    taught, kept = look(teacher.model(), test.images), {"labels": test.labels.to(torch.uint8), "pictures": first}
+    for run in load_runs(out):
+        if run.status == "finished":
+            kept |= of_run(run, test, first, taught)
+    write(out / "evidence.safetensors", save(kept))
+
+
+if __name__ == "__main__":
+    collect(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
