@@ -269,7 +269,7 @@ def gradient_transfer(student_gradient: Tensor, teacher_gradient: Tensor) -> Ten
 
 
 def gradient_penalty(gradient: Tensor) -> Tensor:
-    """Squared l2 norm of the input gradient per image, batch mean: "min-l2" (Drucker and LeCun, 1991).
+    """Squared l2 norm of the input gradient per image, batch mean: "min-l2" (Drucker and LeCun, 1992).
 
     Args:
         gradient: J, `(N, C, H, W)`.

@@ -156,3 +156,13 @@ def test_a_bad_page_is_found(tmp_path):
     assert broken_links(found, tmp_path) == ["#gone", "other.html"]
     assert undescribed(found) == ["bad.html"] * 2
     assert foreign(found) == ["//cdn.org/x.js", "https://b.org/x.css", "//c.org/y.png"]
+
+
+@pytest.mark.site
+def test_every_public_name_says_which_chapter_explains_it():
+    html = (SITE / "book" / "api.html").read_text()
+    entries = re.split(r'<dt class="sig[^>]*id="(atbook\.\w+\.\w+)"', html)[1:]
+    names, texts = entries[::2], entries[1::2]
+    assert "atbook.losses.attention_transfer" in names
+    silent = [name for name, text in zip(names, texts, strict=True) if "Chapters:" not in text]
+    assert not silent, f"no chapter imports or links: {silent}"

@@ -75,23 +75,25 @@ def add_repository_buttons(app, config):
 
 
 def name_chapters(app, what, name, obj, options, lines):
-    """Say below each name of the package which chapters use it."""
+    """Say below each name of the package which chapters use or explain it."""
     module, _, short = name.rpartition(".")
     if what not in ("function", "class") or not module.startswith("atbook."):
         return
-    users = [path for path, code in chapter_code(app.srcdir).items() if re.search(rf"\b{short}\b", code)]
+    users = [path for path, names in chapter_names(app.srcdir).items() if name in names]
     if users:
         links = ", ".join(f":doc:`/book/{path.stem}`" for path in users)
         lines += ["", f"*Chapters:* {links}", ""]
 
 
 @cache
-def chapter_code(source):
-    """The code of each chapter, without its comments."""
+def chapter_names(source):
+    """The package's names that each chapter imports, or links to in its text."""
     found = {}
     for path in sorted(Path(source, "book").glob("[0-9]*.ipynb")):
-        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-        found[path] = re.sub(r"(?m)#.*$", "", "\n".join("".join(cell["source"]) for cell in cells))
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"])
+        imports = re.findall(r"(?m)^from (atbook\.\w+) import (\([^)]*\)|.*)", text)
+        found[path] = {f"{module}.{name}" for module, names in imports for name in re.findall(r"\w+", names)}
+        found[path] |= set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?(atbook\.[\w.]+)", text))
     return found
 
 
