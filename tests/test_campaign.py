@@ -3,10 +3,12 @@
 import io
 import tarfile
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from campaign import go, images, main, pack, plan
+from campaign import go, images, main, pack, plan, ships
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,6 +30,15 @@ def test_the_plan_holds_every_run_of_the_tables_once():
             assert unit.teacher or recipe.method == "student"
             assert (recipe.train_images is None) == ("00-" not in name)
             assert name in ("teacher", f"{recipe.method}-{recipe.seed}") or name.startswith(f"{recipe.method}-")
+
+
+def test_what_is_shipped_can_be_checked():
+    """Every run of Table 1 comes with its weights; of the others one seed each."""
+    runs = {name: SimpleNamespace(folder=Path(name), recipe=r) for u in plan("wrn-16-2", "wrn-16-1", SHORT, 3)
+            for name, r in u.recipes.items()}  # fmt: skip
+    kept = {name for name, run in runs.items() if ships(run)}
+    assert {f"{m}-{s}" for m in ("student", "at", "kd", "at+kd") for s in range(3)} < kept
+    assert {"teacher", "f-act-0", "at-g1-0", "at-5000-0"} < kept and "at-5000-1" not in kept
 
 
 @pytest.fixture

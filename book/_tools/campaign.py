@@ -3,7 +3,7 @@
     python book/_tools/campaign.py IMAGES OUT --protocol paper --seeds 5 --workers 5 --minutes 9 --pack receipts.tar
 
 First the teacher, beside it the plain students; then, for each seed, the taught students side by side; then, for
-seed 0, the other methods, mapping functions and single groups; last, for each seed, students with a tenth and a quarter
+seed 0, the other methods, single groups and mapping functions; last, for each seed, students with a tenth and a quarter
 of the labels. The same command goes on where an earlier one stopped.
 """
 
@@ -27,24 +27,26 @@ from atbook.runs import Run, load_runs
 from atbook.train import train_together
 
 TAUGHT: dict[str, dict[str, object]] = {"at": {"method": "at"}, "kd": {"method": "kd"}, "at+kd": {"method": "at+kd"}}
-MORE: dict[str, dict[str, object]] = {
-    "f-act": {"method": "f-act"},
-    "fitnet": {"method": "fitnet"},
+OTHERS: dict[str, dict[str, object]] = {"f-act": {"method": "f-act"}, "fitnet": {"method": "fitnet"}}
+MAPPINGS: dict[str, dict[str, object]] = {
     "at-f_sum-1": {"method": "at", "p": 1.0},
     "at-f_sum-4": {"method": "at", "p": 4.0},
     "at-f_max-1": {"method": "at", "mapping": "f_max", "p": 1.0},
-    "at-g0": {"method": "at", "groups": (0,)},
-    "at-g1": {"method": "at", "groups": (1,)},
-    "at-g2": {"method": "at", "groups": (2,)},
 }
+GROUPS: dict[str, dict[str, object]] = {f"at-g{j}": {"method": "at", "groups": (j,)} for j in (0, 1, 2)}
 FEWER = (5_000, 12_500)  # a tenth and a quarter of CIFAR-10
 
 
 class Unit(NamedTuple):
-    """Runs that one process trains side by side: the folder of each below the output, its recipe, their teacher's."""
+    """Runs that one process trains side by side: the folder of each below the output, its recipe, their teacher's.
+
+    Threads and compilation change last digits; None leaves them to `go`.
+    """
 
     recipes: dict[str, Recipe]
     teacher: str | None
+    threads: int | None = None
+    compile: bool | None = None
 
 
 def plan(teacher: str, student: str, common: dict[str, object], seeds: int) -> list[Unit]:
@@ -57,7 +59,7 @@ def plan(teacher: str, student: str, common: dict[str, object], seeds: int) -> l
     units = [Unit({"teacher": Recipe(**common, student=teacher)}, None)]
     units += [students(seed, {"student": {}}, None) for seed in range(seeds)]
     units += [students(seed, TAUGHT, "teacher") for seed in range(seeds)]
-    units += [students(0, MORE, "teacher")]
+    units += [students(0, kinds, "teacher") for kinds in (OTHERS, GROUPS, MAPPINGS)]
     for n, seed in itertools.product(FEWER, range(seeds)):
         kinds = {f"{method}-{n}": {"method": method, "train_images": n} for method in ("student", "at", "kd")}
         units.append(students(seed, kinds, "teacher"))
@@ -79,7 +81,8 @@ def images(path: Path, out: Path) -> Path:
 
 def work(unit: Unit, root: Path, out: Path, threads: int, compile: bool) -> None:
     """Train one unit, in a process of its own."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(unit.threads or threads)
+    compile = compile if unit.compile is None else unit.compile
     teacher = unit.teacher and out / unit.teacher
     for run in train_together({out / name: r for name, r in unit.recipes.items()}, root, teacher, compile, False):
         print(f"{run.folder.name}: {run.test_error:.2f} %", flush=True)
@@ -121,8 +124,13 @@ def start(*arguments: object) -> BaseProcess:
     return process
 
 
+def ships(run: Run) -> bool:
+    """Whether the book ships a run's weights: seed 0 of everything, and every seed of the four methods of Table 1."""
+    return run.recipe.seed == 0 or run.folder.name in {f"{m}-{run.recipe.seed}" for m in ("student", *TAUGHT)}
+
+
 def pack(out: Path, root: Path, archive: Path) -> None:
-    """What the book ships: every receipt, the weights of the teacher and of the runs of seed 0, and the evidence."""
+    """What the book ships: every receipt, weights as `ships` says, and the evidence."""
     if finished(out / "teacher"):
         collect(out, root)
     with tarfile.open(archive, "w") as tar:
@@ -131,7 +139,7 @@ def pack(out: Path, root: Path, archive: Path) -> None:
         for run in load_runs(out):
             tar.add(run.folder / "receipt.json", f"{run.folder.name}/receipt.json")
             weights = run.folder / "weights.safetensors"
-            if run.recipe.seed == 0 and weights.exists():
+            if ships(run) and weights.exists():
                 tar.add(weights, f"{run.folder.name}/weights.safetensors")
 
 
