@@ -1,5 +1,6 @@
 """The built site: complete, without errors, self-contained, every link and picture in order. Needs ``make book``."""
 
+import json
 import os
 import re
 from functools import cache
@@ -166,3 +167,16 @@ def test_every_public_name_says_which_chapter_explains_it():
     assert "atbook.losses.attention_transfer" in names
     silent = [name for name, text in zip(names, texts, strict=True) if "Chapters:" not in text]
     assert not silent, f"no chapter imports or links: {silent}"
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", [name for name in PAGES if (ROOT / f"{name}.ipynb").exists()])
+def test_a_name_of_the_package_leads_to_its_page(name):
+    """Each function and class that a chapter imports is a link where it is used."""
+    cells = json.loads((ROOT / f"{name}.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    imports = re.findall(r"(?m)^from (atbook\.\w+) import (\([^)]*\)|.*)", code)
+    used = {f"{module}.{short}" for module, names in imports for short in re.findall(r"\w+", names)}
+    linked = {unquote(urlsplit(tag.get("href", "")).fragment) for tag in built(name).find("a")}
+    constants = {full for full in used if full.rpartition(".")[2].isupper()} | {"atbook.compat.torchvision"}
+    assert used and not used - linked - constants

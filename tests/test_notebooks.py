@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import nbformat
 import papermill
@@ -82,6 +83,7 @@ def test_parameters_come_first_typed_and_explained(path):
 def test_code_cells_are_short(path):
     long = {cell.id: n for cell in code(read(path)) if (n := len(cell.source.splitlines())) > 25}
     assert not long, f"cells of more than 25 lines: {long}"
+    assert median(len(cell.source.splitlines()) for cell in code(read(path))) <= 8
 
 
 # Text alternatives ---------------------------------------------------------------------------------------------------

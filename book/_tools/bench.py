@@ -5,11 +5,14 @@ The plain way is how public implementations train: images transformed one by one
 default layout, float32, nothing compiled. All variants take turns, so that a busy moment hits each of them alike.
 """
 
+import multiprocessing
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +33,7 @@ from atbook.runs import Run
 from atbook.train import train
 
 ROUNDS, STEPS = 7, 3
+PAIRS = (("wrn-16-2", "wrn-16-1"), ("wrn-40-1", "wrn-16-1"), ("wrn-40-2", "wrn-16-2"))  # of the paper's Table 1
 
 
 class OneByOne(Dataset):
@@ -49,9 +53,11 @@ class OneByOne(Dataset):
         return self.transform(self.pictures[i]), self.labels[i]
 
 
-def plain(images: Images, teacher: nn.Module, batch: int, workers: int) -> Callable[[], None]:
+def plain(
+    images: Images, teacher: nn.Module, batch: int, workers: int, student: str = "wrn-16-1"
+) -> Callable[[], None]:
     """A step of attention transfer the plain way."""
-    student = build("wrn-16-1", 10)
+    student = build(student, 10)
     optimizer = torch.optim.SGD(student.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(OneByOne(images), batch, shuffle=True, drop_last=True, num_workers=workers)
     batches = forever(loader)
@@ -172,6 +178,37 @@ def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) 
     return rows
 
 
+def pair(teacher: str, student: str, way: str, batch: int = 128) -> dict:
+    """A step of attention transfer for one of the paper's pairs, on one thread: speed, memory, and the floor.
+
+    Memory is what the process has taken at its peak beyond what it held before networks were built, in MiB; so each
+    way needs a process of its own.
+    """
+    torch.set_num_threads(1)
+    images, best = load("shapes", "train").take(2000), peak()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        T = train(Recipe(student=teacher, train_images=20, epochs=1, batch=10), folder / "teacher", progress=False)
+        if way == "plain":
+            step = plain(images, T.model().requires_grad_(False), batch, 0, student)
+        else:
+            step = ours(images, T, folder / "at", student=student, batch=batch, method="at", precision=way)
+        seconds = take_turns({way: step})[way]
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    work = 3 * operations(student) + operations(teacher)
+    row = {"teacher": teacher, "student": student, "way": way, "images/s": batch / seconds, "MiB": taken}
+    return row | {"million operations": work / 2e6, "% of peak": 100 * work * batch / seconds / best}
+
+
+def all_pairs() -> list[dict]:
+    """The paper's pairs, the plain way and the package's, one process each."""
+    jobs = [(*names, way) for names in PAIRS for way in ("plain", "float32", "bfloat16")]
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
+        return list(pool.map(pair, *zip(*jobs, strict=True)))
+
+
 def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> list[dict]:
     """A row for each student: the cost of a step of each method relative to attention transfer, on one thread."""
     torch.set_num_threads(1)
@@ -196,9 +233,11 @@ def main() -> None:
         steps = [row for threads in (1, 2) for row in speed(images, T, folder, threads)]
         NIN = train(Recipe(student="nin-wide", **small), folder / "nin", progress=False)
         gradients = gradient_methods(images, NIN, folder / "gradients")
-    for rows in (steps, gradients):
+    pairs = all_pairs()
+    for rows in (steps, gradients, pairs):
         print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:.3f}".format), end="\n\n")
-    record("bench", {"device": runs._processor(), "torch": torch.__version__, "steps": steps, "gradients": gradients})
+    tables = {"steps": steps, "gradients": gradients, "pairs": pairs}
+    record("bench", {"device": runs._processor(), "torch": torch.__version__} | tables)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What the book shows of recorded runs besides their receipts: ``python book/_tools/evidence.py RUNS [IMAGES]``.
 
-Test images and most weights are not part of the book. So that it can show where a method helps, this keeps, for every
-run below RUNS, the predicted class of each test image and its probability, and how alike the run's attention maps are
-to those of the run named ``teacher``; and, of one test image for each class, the first in the order of the data set,
-the picture and some runs' maps. All of it goes to ``RUNS/evidence.safetensors``.
+Test images and some weights are not part of the book. So that it can show where a method helps, this keeps, for every
+run below RUNS whose weights are there, the predicted class of each test image and its probability, and how alike the
+run's attention maps are to those of the run named ``teacher``; and, of one test image for each class, the first in the
+order of the data set, the picture and some runs' maps. All of it goes to ``RUNS/evidence.safetensors``.
 """
 
 import sys
@@ -71,13 +71,13 @@ def of_run(run: Run, test: Images, pictures: Tensor, taught: Seen) -> dict[str, 
 
 
 def collect(out: Path, root: Path | None) -> None:
-    """Write the evidence of the finished runs below a folder; one of them is ``teacher``."""
+    """Write the evidence of the runs with weights below a folder; one of them is ``teacher``."""
     teacher = Run.load(out / "teacher")
     test = load(teacher.recipe.dataset, "test", root)
     first = torch.stack([test.images[test.labels == c][0] for c in range(len(test.classes))])
     taught, kept = look(teacher.model(), test.images), {"labels": test.labels.to(torch.uint8), "pictures": first}
     for run in load_runs(out):
-        if run.status == "finished":
+        if (run.folder / "weights.safetensors").is_file():
             kept |= of_run(run, test, first, taught)
     write(out / "evidence.safetensors", save(kept))
 
