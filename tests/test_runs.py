@@ -153,6 +153,7 @@ def test_a_change_is_judged_by_its_interval(differences, verdict):
 
 def test_a_change_that_is_always_the_same_has_no_spread():
     assert change([-1.0, -1.0, -1.0]) == (3, -1.0, -1.0, -1.0, "better")
+    assert change([0.0, 0.0, 0.0]).verdict == "open", "a method that changes nothing is not better"
     with pytest.raises(ValueError, match="no pair of runs"):
         change([])
 

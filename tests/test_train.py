@@ -113,6 +113,18 @@ def test_methods_minimise_what_they_say(tmp_path, teacher, method):
     assert row.get("at", at.item()) == pytest.approx(at.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["at", "kd", "f-act", "grad-at", "min-l2", "symmetry"])
+def test_a_term_of_weight_zero_leaves_the_plain_student(tmp_path, teacher, method):
+    """What a method changes comes from its term: without it the weights are the plain student's, bit for bit.
+
+    On a network without batch normalisation, whose running means the gradient terms' second forward pass moves.
+    """
+    common = SMALL | {"student": "nin-thin-nobn", "epochs": 1}
+    used = None if method in TEACHERLESS else teacher
+    zero = train(Recipe(**common, method=method, beta=0.0, alpha=0.0), tmp_path / method, teacher=used, progress=False)
+    assert weights_of(zero) == weights_of(train(Recipe(**common), tmp_path / "plain", progress=False))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_resumes_to_the_same_weights(tmp_path, monkeypatch, teacher, method):
     """Of methods with two stages, the kill falls into the first."""
