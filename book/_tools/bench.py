@@ -91,17 +91,23 @@ def ours(
     """A step of the package's own loop."""
     recipe = Recipe(lr=0.01, **fields)
     run = training._open(recipe, folder, images, images, teacher)
-    cohort = training._Cohort([run], images, images, teacher, compile)
-    (student,) = cohort.students
-    student.begin()
-    batches = (batch for epoch in range(10**6) for batch in cohort._batches(epoch) if len(batch[0]) == recipe.batch)
+    return steps_of(training._Cohort([run], images, images, teacher, compile))
+
+
+def steps_of(cohort: training._Cohort) -> Callable[[], None]:
+    """A step of all students of a cohort, on the next whole batch."""
+    for student in cohort.students:
+        student.begin()
+    size = cohort.recipe.batch
+    batches = (batch for epoch in range(10**6) for batch in cohort._batches(epoch) if len(batch[0]) == size)
 
     def step() -> None:
         pictures, labels = next(batches)
         x = standardize(pictures)
         with cohort._precision():
-            taught = cohort._teach(x) if teacher else (None, None)
-        student.step(x, labels, taught, cohort._precision, epochs=3.0)
+            taught = cohort._teach(x) if cohort.teacher else (None, None)
+        for student in cohort.students:
+            student.step(x, labels, taught, cohort._precision, epochs=3.0)
 
     return step
 
@@ -209,6 +215,20 @@ def all_pairs() -> list[dict]:
         return list(pool.map(pair, *zip(*jobs, strict=True)))
 
 
+def side_by_side(images: Images, T: Run, folder: Path, batch: int = 128) -> dict[str, float]:
+    """Seconds of a step of three students one by one, and side by side with one pass of the teacher, on one thread."""
+    torch.set_num_threads(1)
+    fields = {"student": "wrn-16-1", "batch": batch, "precision": "bfloat16"}
+    methods = ("at", "kd", "at+kd")
+    variants = {m: ours(images, T, folder / m, method=m, **fields) for m in methods}
+    recipes = {m: Recipe(lr=0.01, method=m, **fields) for m in methods}
+    cohort = [training._open(recipe, folder / "cohort" / m, images, images, T) for m, recipe in recipes.items()]
+    variants["together"] = steps_of(training._Cohort(cohort, images, images, T, compile=False))
+    seconds = take_turns(variants)
+    together = seconds.pop("together")
+    return {"one by one": sum(seconds.values()), "side by side": together}
+
+
 def gradient_methods(images: Images, T: Run, folder: Path, batch: int = 64) -> list[dict]:
     """A row for each student: the cost of a step of each method relative to attention transfer, on one thread."""
     torch.set_num_threads(1)
@@ -231,13 +251,16 @@ def main() -> None:
         small = {"train_images": 20, "epochs": 1, "batch": 10}
         T = train(Recipe(student="wrn-16-2", **small), folder / "teacher", progress=False)
         steps = [row for threads in (1, 2) for row in speed(images, T, folder, threads)]
+        together = side_by_side(images, T, folder / "together")
         NIN = train(Recipe(student="nin-wide", **small), folder / "nin", progress=False)
         gradients = gradient_methods(images, NIN, folder / "gradients")
+    about = {"device": runs._processor(), "torch": torch.__version__}
     pairs = all_pairs()
+    print(f"three students side by side: {together['side by side'] / together['one by one']:.2f} of one by one\n")
     for rows in (steps, gradients, pairs):
         print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:.3f}".format), end="\n\n")
-    tables = {"steps": steps, "gradients": gradients, "pairs": pairs}
-    record("bench", {"device": runs._processor(), "torch": torch.__version__} | tables)
+    record("bench", about | {"steps": steps, "gradients": gradients})
+    record("pairs", about | {"rows": pairs, "together": together})
 
 
 if __name__ == "__main__":
