@@ -1,0 +1,33 @@
+"""What the chapters say in words that no run can change is what the recorded runs say."""
+
+import pytest
+
+from atbook.runs import Run, book_runs, change
+
+# chapter, folder of the runs, method, compared with, verdict over five seeds
+CLAIMS = [
+    ("04", "shapes", "at-f_sum-1", "student", "better"),
+    ("04", "shapes", "at-f_max-1", "student", "better"),
+    ("04", "shapes", "at-f_sum-4", "student", "open"),
+    ("06", "shapes", "at", "student", "open"),
+    ("06", "shapes", "at-g1", "student", "better"),
+    ("06", "shapes", "at-g2", "student", "open"),
+    ("06", "shapes", "at-g1", "at-g2", "better"),
+    ("07", "shapes", "kd", "student", "better"),
+    ("08", "shapes", "f-act", "student", "better"),
+    ("08", "shapes", "f-act", "at", "better"),
+    ("08", "shapes", "fitnet", "student", "open"),
+    ("08", "shapes", "fitnet", "kd", "worse"),
+    ("08", "shapes", "fitnet", "kd-10epochs", "open"),
+]
+
+
+def errors(folder: str, method: str) -> list[float]:
+    return [Run.load(book_runs() / folder / f"{method}-{seed}").test_error for seed in range(5)]
+
+
+@pytest.mark.parametrize(("chapter", "folder", "method", "baseline", "verdict"), CLAIMS)
+def test_a_sentence_is_what_its_runs_say(chapter, folder, method, baseline, verdict):
+    pairs = zip(errors(folder, method), errors(folder, baseline), strict=True)
+    found = change([error - other for error, other in pairs])
+    assert found.verdict == verdict, f"chapter {chapter} speaks of {method} against {baseline} as {verdict}"
