@@ -140,9 +140,8 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
         raise ValueError(f"student and teacher logits have shapes {shapes}: both must be (N, classes), of the same")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}: it must be a finite number above 0 (the paper uses 4)")
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)  # half precision loses small probabilities
-    log_p_S = F.log_softmax(student_logits.to(dtype) / temperature, dim=1)
-    log_p_T = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
+    log_p_S = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    log_p_T = F.log_softmax(_at_least_float32(teacher_logits.detach()) / temperature, dim=1)
     return F.kl_div(log_p_S, log_p_T, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -193,10 +192,9 @@ def hint(student: Tensor, teacher: Tensor, regressor: Callable[[Tensor], Tensor]
     Raises:
         ValueError: if the regressor does not give the teacher's shape.
     """
-    guided = regressor(student)
+    guided = regressor(_at_least_float32(student))
     _same_shape(guided, teacher)
-    dtype = torch.promote_types(guided.dtype, torch.float32)
-    return (guided.to(dtype) - teacher.detach().to(dtype)).square().mean()
+    return (guided - _at_least_float32(teacher.detach())).square().mean()
 
 
 def activation_transfer(
@@ -225,11 +223,16 @@ def activation_transfer(
         raise ValueError(f"student, teacher and regressors must be lists of one length, at least one; got {got}")
     losses = []
     for A_S, A_T, r in zip(student, teacher, regressors, strict=True):
-        guided = r(A_S)
+        guided = r(_at_least_float32(A_S))
         _same_shape(guided, A_T)
         difference = _unit(guided) - _unit(A_T.detach())
         losses.append(difference.square().sum(dim=1).mean() / A_T.shape[2:].numel())
     return torch.stack(losses).sum()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision loses small probabilities and differences; and regressors keep their weights in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unit(A: Tensor) -> Tensor:

@@ -287,6 +287,14 @@ def test_compiling_changes_nothing_but_speed(tmp_path):
     assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_bfloat16(tmp_path, teacher, method):
+    """The wider student gives every method that has regressors some to learn."""
+    recipe = Recipe(**SMALL | {"student": "wrn-10-2", "epochs": 2}, method=method, precision="bfloat16", hint_part=0.5)
+    used = None if method in TEACHERLESS else teacher
+    assert train(recipe, tmp_path / "run", teacher=used, progress=False).status == "finished"
+
+
 def test_bfloat16_learns_as_well(tmp_path):
     run = train(Recipe(**SMALL, precision="bfloat16"), tmp_path / "run", progress=False)
     assert run.history[-1]["train_error"] < 40
