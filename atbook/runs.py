@@ -298,7 +298,8 @@ def paper_table(name: str) -> pd.DataFrame:
 
     Args:
         name: ``"paper1"`` (Table 1: CIFAR-10 test error in %, median of 5 runs), ``"paper2"`` (Table 2: mapping
-            functions) or ``"groups"`` (section 4.1.1: the loss in one group only).
+            functions), ``"paper3"`` (Table 3: losses on gradients, one run each) or ``"groups"`` (section 4.1.1: the
+            loss in one group only).
 
     Raises:
         ValueError: if there is no such table.
