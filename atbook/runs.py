@@ -323,8 +323,9 @@ def paper_cells(name: str) -> list[Cell]:
     """The figures of a table of the paper, with the recipe fields that each belongs to.
 
     Raises:
-        ValueError: if there is no such table.
+        ValueError: if there is no such table, or it is Table 3, which is one run of each and not like for like.
     """
+    choose("table", name, ("paper1", "paper2", "groups"))
     table, main = paper_table(name), paper_table("paper1").set_index(["student", "teacher"])
     if name == "paper1":
         main = main.rename(columns={"student error": "student"})
