@@ -29,6 +29,7 @@ PROTOCOL = {
 TEACHER = {"student": "nin-wide-nobn", "epochs": 8, "seed": 0}
 RATES = (0.03, 0.06)
 BETAS = {"at": (62.5, 250.0, 1000.0)} | dict.fromkeys(("min-l2", "grad-at", "symmetry"), (0.01, 0.1, 1.0))
+LONGER = (6, 12)  # epochs of controls: plain students that are given about the time of the other methods
 METHODS = ("student", "min-l2", "grad-at", "kd", "symmetry", "at")
 
 
@@ -70,7 +71,10 @@ def write_folder(folder: Path, parts: dict[str, Images]) -> None:
 
 
 def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
-    """The trainings, in order: teacher, search for lr and weights on held-out training images, five seeds of each."""
+    """The trainings, in order: teacher; search for lr and weights on held-out training images; five seeds of each method.
+
+    Controls: attention transfer from a teacher that has not learned, and plain students that are trained for longer.
+    """
     images, held_out, searched = folder / "windows", folder / "held-out", folder / "search"
     if not images.exists():
         write_folder(images, {"train": windows("train", 0, TRAIN), "test": windows("test", 0, 1000)})
@@ -93,6 +97,8 @@ def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
         control = Recipe(**PROTOCOL, method="at", seed=seed, **fields["at"])
         out = {folder / f"at-untrained-{seed}": control}
         yield partial(train_together, out, images, folder / "teacher-untrained", progress=False)
+        longer = {folder / f"student-{n}epochs-{seed}": Recipe(**PROTOCOL | {"epochs": n, "seed": seed}) for n in LONGER}
+        yield train(longer, images)
 
 
 def best(searched: Path, method: str) -> float:
