@@ -71,7 +71,7 @@ def write_folder(folder: Path, parts: dict[str, Images]) -> None:
 
 
 def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
-    """The trainings, in order: teacher; search for lr and weights on held-out training images; five seeds of each method.
+    """The trainings, in order: teacher; search for lr and weights on held-out images; five seeds of each method.
 
     Controls: attention transfer from a teacher that has not learned, and plain students that are trained for longer.
     """
@@ -97,8 +97,8 @@ def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
         control = Recipe(**PROTOCOL, method="at", seed=seed, **fields["at"])
         out = {folder / f"at-untrained-{seed}": control}
         yield partial(train_together, out, images, folder / "teacher-untrained", progress=False)
-        longer = {folder / f"student-{n}epochs-{seed}": Recipe(**PROTOCOL | {"epochs": n, "seed": seed}) for n in LONGER}
-        yield train(longer, images)
+        plain = PROTOCOL | {"seed": seed}
+        yield train({folder / f"student-{n}epochs-{seed}": Recipe(**plain | {"epochs": n}) for n in LONGER}, images)
 
 
 def best(searched: Path, method: str) -> float:
