@@ -28,7 +28,9 @@ PROTOCOL = {
 }  # fmt: skip
 TEACHER = {"student": "nin-wide-nobn", "epochs": 8, "seed": 0}
 RATES = (0.03, 0.06)
-BETAS = {"at": (62.5, 250.0, 1000.0)} | dict.fromkeys(("min-l2", "grad-at", "symmetry"), (0.01, 0.1, 1.0))
+BETAS = {"at": (4.0, 16.0, 62.5, 250.0, 1000.0)} | dict.fromkeys(
+    ("min-l2", "grad-at", "symmetry"), (0.001, 0.01, 0.1, 1.0)
+)
 LONGER = (6, 12)  # epochs of controls: plain students that are given about the time of the other methods
 METHODS = ("student", "min-l2", "grad-at", "kd", "symmetry", "at")
 
@@ -81,7 +83,8 @@ def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
         write_folder(held_out, {"train": windows("train", 0, TRAIN), "test": windows("train", TRAIN, 1000)})
 
     def train(recipes: dict[Path, Recipe], root: Path) -> Callable[[], list[Run]]:
-        return partial(train_together, recipes, root, folder / "teacher", progress=False)
+        left = {out: recipe for out, recipe in recipes.items() if not _failed(out)}
+        return partial(train_together, left, root, folder / "teacher", progress=False)
 
     yield train({folder / "teacher": Recipe(**PROTOCOL | TEACHER)}, images)
     yield train({folder / "teacher-untrained": Recipe(**PROTOCOL | TEACHER | {"lr": 1e-9, "epochs": 1})}, images)
@@ -101,9 +104,14 @@ def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
         yield train({folder / f"student-{n}epochs-{seed}": Recipe(**plain | {"epochs": n}) for n in LONGER}, images)
 
 
+def _failed(out: Path) -> bool:
+    return (out / "receipt.json").exists() and Run.load(out).status == "failed"
+
+
 def best(searched: Path, method: str) -> float:
     """The weight with the lowest error on held-out training images; of equal ones the smallest."""
     found = [Run.load(searched / f"{method}-{beta:g}") for beta in BETAS[method]]
+    found = [run for run in found if run.status == "finished"]  # with too large a weight the loss is no number
     return min(found, key=lambda run: (run.test_error, run.recipe.beta)).recipe.beta
 
 
@@ -113,8 +121,11 @@ def main(folder: str, seconds: str = "inf") -> int:
     for piece in pieces(Path(folder)):
         if time.monotonic() - start > float(seconds):
             return 1
-        for run in piece():
-            print(run.folder.name, run.test_error, round(run.seconds), flush=True)
+        try:
+            for run in piece():
+                print(run.folder.name, run.test_error, round(run.seconds), flush=True)
+        except FloatingPointError as error:
+            print(error, flush=True)
     return 0
 
 
