@@ -28,7 +28,7 @@ PROTOCOL = {
 }  # fmt: skip
 TEACHER = {"student": "nin-wide-nobn", "epochs": 8, "seed": 0}
 RATES = (0.03, 0.06)
-GRADIENT = (0.001, 0.01, 0.1, 1.0)
+GRADIENT = (0.01, 0.1, 1.0, 10.0)
 BETAS = {"at": (10.0, 30.0, 100.0, 300.0), "min-l2": GRADIENT, "grad-at": GRADIENT, "symmetry": GRADIENT}
 LONGER = (6, 12)  # epochs of controls: plain students that are given about the time of the other methods
 METHODS = ("student", "min-l2", "grad-at", "kd", "symmetry", "at")
