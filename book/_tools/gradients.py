@@ -30,6 +30,7 @@ TEACHER = {"student": "nin-wide-nobn", "epochs": 8, "seed": 0}
 RATES = (0.03, 0.06)
 GRADIENT = (0.01, 0.1, 1.0, 10.0)
 BETAS = {"at": (10.0, 30.0, 100.0, 300.0), "min-l2": GRADIENT, "grad-at": GRADIENT, "symmetry": GRADIENT}
+WEIGHTS = BETAS | {"kd": (0.03, 0.1, 0.3, 0.9)}  # beta, for distillation alpha
 LONGER = (6, 12)  # epochs of controls: plain students that are given about the time of the other methods
 METHODS = ("student", "min-l2", "grad-at", "kd", "symmetry", "at")
 
@@ -89,11 +90,12 @@ def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
     yield train({folder / "teacher-untrained": Recipe(**PROTOCOL | TEACHER | {"lr": 1e-9, "epochs": 1})}, images)
     rates = {searched / f"student-{lr}": Recipe(**PROTOCOL | {"lr": lr, "seed": 100}) for lr in RATES}
     yield train(rates, held_out)
-    for method, betas in BETAS.items():
-        recipes = {searched / f"{method}-{b:g}": Recipe(**PROTOCOL, method=method, beta=b, seed=100) for b in betas}
+    for method, values in WEIGHTS.items():
+        common = PROTOCOL | {"method": method, "seed": 100}
+        recipes = {searched / f"{method}-{v:g}": Recipe(**common | weighted(method, v)) for v in values}
         yield train(recipes, held_out)
     for seed in range(5):
-        fields = {m: {"beta": best(searched, m)} if m in BETAS else {} for m in METHODS}
+        fields = {m: weighted(m, best(searched, m)) if m in WEIGHTS else {} for m in METHODS}
         recipes = {folder / f"{m}-{seed}": Recipe(**PROTOCOL, method=m, seed=seed, **fields[m]) for m in METHODS}
         yield train(recipes, images)
         control = Recipe(**PROTOCOL, method="at", seed=seed, **fields["at"])
@@ -107,11 +109,15 @@ def _failed(out: Path) -> bool:
     return (out / "receipt.json").exists() and Run.load(out).status == "failed"
 
 
+def weighted(method: str, value: float) -> dict[str, float]:
+    return {"alpha" if method == "kd" else "beta": value}
+
+
 def best(searched: Path, method: str) -> float:
     """The weight with the lowest error on held-out training images; of equal ones the smallest."""
-    found = [Run.load(searched / f"{method}-{beta:g}") for beta in BETAS[method]]
-    found = [run for run in found if run.status == "finished"]  # with too large a weight the loss is no number
-    return min(found, key=lambda run: (run.test_error, run.recipe.beta)).recipe.beta
+    found = [(value, Run.load(searched / f"{method}-{value:g}")) for value in WEIGHTS[method]]
+    found = [(run.test_error, value) for value, run in found if run.status == "finished"]  # others diverged
+    return min(found)[1]
 
 
 def main(folder: str, seconds: str = "inf") -> int:
