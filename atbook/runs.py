@@ -298,7 +298,8 @@ def paper_table(name: str) -> pd.DataFrame:
 
     Args:
         name: ``"paper1"`` (Table 1: CIFAR-10 test error in %, median of 5 runs), ``"paper2"`` (Table 2: mapping
-            functions) or ``"groups"`` (section 4.1.1: the loss in one group only).
+            functions), ``"paper3"`` (Table 3: losses on gradients, one run each) or ``"groups"`` (section 4.1.1: the
+            loss in one group only).
 
     Raises:
         ValueError: if there is no such table.
@@ -322,8 +323,9 @@ def paper_cells(name: str) -> list[Cell]:
     """The figures of a table of the paper, with the recipe fields that each belongs to.
 
     Raises:
-        ValueError: if there is no such table.
+        ValueError: if there is no such table, or it is Table 3, which is one run of each and not like for like.
     """
+    choose("table", name, ("paper1", "paper2", "groups"))
     table, main = paper_table(name), paper_table("paper1").set_index(["student", "teacher"])
     if name == "paper1":
         main = main.rename(columns={"student error": "student"})

@@ -119,6 +119,9 @@ def test_the_papers_table():
     assert rows.loc[("wrn-16-1", "wrn-40-1"), "kd"] < rows.loc[("wrn-16-1", "wrn-40-1"), "student error"]
     with pytest.raises(ValueError, match="'table9' is unknown"):
         paper_table("table9")
+    assert paper_table("paper3").set_index("method")["error"].idxmin() == "at"
+    with pytest.raises(ValueError, match="'paper3' is unknown: choose one of 'paper1'"):
+        beside_paper([], "paper3")
 
 
 def test_receipts_shipped_with_the_book_can_be_read(request):
