@@ -1,4 +1,4 @@
-"""Attention against the truth, for data with object masks, and against another network's attention.
+"""Attention against the truth, for data with object masks, and against another network's; confidence against accuracy.
 
 `Q` is an attention map `(N, H, W)`, a mask is True on the object, `(N, H', W')`. Maps smaller than the masks are
 enlarged bilinearly first, as when they are drawn over the image. Each score says what a map that knows nothing gets.
@@ -101,6 +101,34 @@ def rank_correlation(Q: Tensor, other: Tensor) -> Tensor:
     ranks = [torch.as_tensor(rankdata(maps.detach().cpu().flatten(1), axis=1)) for maps in (Q, other)]
     a, b = (r - r.mean(dim=1, keepdim=True) for r in ranks)
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """How far confidence lies from accuracy: their gap in bins of equal width, averaged over images.
+
+    Bin b of M holds the confidences in ((b-1)/M, b/M], the first one zero too (Naeini et al., 2015; Guo et al., 2017).
+
+    Args:
+        confidence: the probability that the network gives to its answer, `(N,)` in [0, 1].
+        right: bool `(N,)`, whether the answer is right.
+        bins: M, how many.
+
+    Returns:
+        In [0, 1]: never below the difference of mean confidence and accuracy, and equal to it for one bin.
+
+    Raises:
+        ValueError: if the shapes do not fit, `right` is not bool, a confidence is not in [0, 1], or there is no bin.
+    """
+    if confidence.ndim != 1 or confidence.shape != right.shape or len(right) == 0 or right.dtype != torch.bool:
+        got = f"{tuple(confidence.shape)} and {right.dtype} {tuple(right.shape)}"
+        raise ValueError(f"confidence must be (N,) and right bool (N,), of the same N of at least one; got {got}")
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("a confidence is not between 0 and 1: give the probability of each answer, not a logit")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}: it must be 1 or more")
+    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
+    gap = right.double() - confidence.double()
+    return torch.bincount(torch.bucketize(confidence.double(), edges), weights=gap).abs().sum().item() / len(gap)
 
 
 def _enlarge(Q: Tensor, masks: Tensor) -> Tensor:

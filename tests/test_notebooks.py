@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, object]] = {
     "07-knowledge-distillation": {"pool": 300, "probe_images": 60, "hidden_images": 150, "seeds": 2, "scored": 100},
     "08-fitnets": {"train_images": 32, "steps": 20, "measured": 20},
     "09-activation-vs-gradient": {"checked": 64, "live": 20, "repeats": 1},
+    "10-comparison": {"batch": 2, "repeats": 1, "draws": 200},
     "11-cifar-wrn": {"train_images": 40, "epochs": 1},
 }
 

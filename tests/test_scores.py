@@ -2,7 +2,15 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from atbook.scores import chance, chance_iou, energy, iou, pointing_game, rank_correlation
+from atbook.scores import (
+    chance,
+    chance_iou,
+    energy,
+    expected_calibration_error,
+    iou,
+    pointing_game,
+    rank_correlation,
+)
 
 
 @pytest.fixture
@@ -89,3 +97,56 @@ def test_rank_correlation_refuses_other_sizes():
         rank_correlation(torch.ones(2, 8, 8), torch.ones(2, 4, 4))
     with pytest.raises(ValueError, match="of one shape"):
         rank_correlation(torch.ones(8, 8), torch.ones(8, 8))
+
+
+def ece_by_definition(confidence, right, bins):
+    total = 0.0
+    for b in range(bins):
+        held = [
+            (c, r)
+            for c, r in zip(confidence.tolist(), right.tolist(), strict=True)
+            if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)
+        ]
+        if held:
+            accuracy = sum(r for _, r in held) / len(held)
+            sureness = sum(c for c, _ in held) / len(held)
+            total += len(held) / len(right) * abs(accuracy - sureness)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 7, 10, 15])
+def test_calibration_error_equals_its_definition(bins):
+    torch.manual_seed(0)
+    confidence = torch.cat([torch.rand(300, dtype=torch.float64), torch.arange(11, dtype=torch.float64) / 10])
+    right = torch.rand(311) < 0.6
+    found = expected_calibration_error(confidence, right, bins)
+    assert found == pytest.approx(ece_by_definition(confidence, right, bins), abs=1e-12)
+    assert found >= abs(confidence.mean() - right.double().mean()).item() - 1e-12
+
+
+def test_calibration_error_of_known_answers():
+    right = torch.tensor([True, True, True, False])
+    assert expected_calibration_error(torch.full((4,), 0.75), right) == pytest.approx(0)
+    assert expected_calibration_error(torch.ones(4, dtype=torch.float16), right) == pytest.approx(0.25)
+    assert expected_calibration_error(torch.tensor([0.9, 0.9, 0.1, 0.1]), right, bins=2) == pytest.approx(0.25)
+    assert expected_calibration_error(torch.tensor([0.9, 0.9, 0.1, 0.1]), right, bins=1) == pytest.approx(0.25)
+    assert expected_calibration_error(torch.tensor([1.0, 1.0, 0.0, 1.0]), right, bins=2) == pytest.approx(0.5)
+    assert expected_calibration_error(torch.tensor([1.0, 1.0, 0.0, 1.0]), right, bins=1) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "right", "bins", "said"),
+    [
+        (torch.rand(3), torch.ones(2, dtype=torch.bool), 15, "same N"),
+        (torch.rand(2, 1), torch.ones(2, 1, dtype=torch.bool), 15, "same N"),
+        (torch.rand(0), torch.ones(0, dtype=torch.bool), 15, "at least one"),
+        (torch.rand(2), torch.ones(2), 15, "right bool"),
+        (torch.tensor([0.5, 1.5]), torch.ones(2, dtype=torch.bool), 15, "between 0 and 1"),
+        (torch.tensor([0.5, -0.1]), torch.ones(2, dtype=torch.bool), 15, "between 0 and 1"),
+        (torch.tensor([0.5, float("nan")]), torch.ones(2, dtype=torch.bool), 15, "between 0 and 1"),
+        (torch.rand(2), torch.ones(2, dtype=torch.bool), 0, "1 or more"),
+    ],
+)
+def test_calibration_error_refuses_bad_input(confidence, right, bins, said):
+    with pytest.raises(ValueError, match=said):
+        expected_calibration_error(confidence, right, bins)
