@@ -19,6 +19,12 @@ CLAIMS = [
     ("08", "shapes", "fitnet", "student", "open"),
     ("08", "shapes", "fitnet", "kd", "worse"),
     ("08", "shapes", "fitnet", "kd-10epochs", "open"),
+    ("09", "shapes-gradients", "at", "student", "better"),
+    ("09", "shapes-gradients", "at", "grad-at", "better"),
+    ("09", "shapes-gradients", "at", "at-untrained", "better"),
+    ("09", "shapes-gradients", "at", "student-6epochs", "open"),
+    ("09", "shapes-gradients", "grad-at", "min-l2", "open"),
+    ("09", "shapes-gradients", "grad-at", "student", "open"),
 ]
 
 
