@@ -172,7 +172,7 @@ def test_every_public_name_says_which_chapter_explains_it():
 @pytest.mark.site
 @pytest.mark.parametrize("name", [name for name in PAGES if (ROOT / f"{name}.ipynb").exists()])
 def test_a_name_of_the_package_leads_to_its_page(name):
-    """Each function and class that a chapter imports is a link where it is used."""
+    """Each function and class that a chapter imports is a link, at the latest in the list at its end."""
     cells = json.loads((ROOT / f"{name}.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     imports = re.findall(r"(?m)^from (atbook\.\w+) import (\([^)]*\)|.*)", code)

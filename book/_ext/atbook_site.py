@@ -11,7 +11,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
+from sphinx import addnodes
 from sphinx.util.fileutil import copy_asset
 
 MATHJAX = "mathjax/tex-svg.js"  # one file: SVG output needs no fonts
@@ -85,6 +87,22 @@ def name_chapters(app, what, name, obj, options, lines):
         lines += ["", f"*Chapters:* {links}", ""]
 
 
+def list_names(app, doctree):
+    """Below a chapter, the names of the package that it uses, as links to their page."""
+    path = Path(app.env.doc2path(app.env.docname))
+    names = sorted(chapter_names(app.srcdir).get(path, ()), key=lambda name: name.lower())
+    names = [name for name in names if re.fullmatch(r"atbook\.\w+\.\w*[a-z]\w*", name)]  # no modules, no constants
+    names = [name for name in names if name != "atbook.compat.torchvision"]
+    if not names:
+        return
+    line = nodes.paragraph("", "From the package: ", classes=["from-the-package"])
+    for name in names:
+        link = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=name, refwarn=True)
+        link += nodes.literal(name, name.removeprefix("atbook."), classes=["xref", "py"])
+        line += [nodes.Text(", "), link] if name != names[0] else [link]
+    doctree.next_node(nodes.section).append(line)
+
+
 @cache
 def chapter_names(source):
     """The package's names that each chapter imports, or links to in its text."""
@@ -120,6 +138,7 @@ def setup(app):
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", add_repository_buttons)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("doctree-read", list_names)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", report)
