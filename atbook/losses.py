@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbook.attention import f_sum, input_gradient, normalize
+from atbook.attention import _at_least_float32, f_sum, input_gradient, normalize
 
 FORMS = ("squared", "norm")
 F_SUM_2 = partial(f_sum, p=2)  # the mapping function of the paper's main results
@@ -228,11 +228,6 @@ def activation_transfer(
         difference = _unit(guided) - _unit(A_T.detach())
         losses.append(difference.square().sum(dim=1).mean() / A_T.shape[2:].numel())
     return torch.stack(losses).sum()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision loses small probabilities and differences; and regressors keep their weights in float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unit(A: Tensor) -> Tensor:
