@@ -63,26 +63,22 @@ class ShowAttendTell(nn.Module):
 
         The logits of each word are computed from the right words before it.
         """
-        word, state = self.begin(a)
-        made = []
+        (word, state), made = self.begin(a), []
         for following in written.unbind(dim=1):
             logits, alpha, state = self.step(a, word, state)
             made.append((logits, alpha))
             word = following
-        logits, alpha = zip(*made, strict=True)
-        return torch.stack(logits, dim=1), torch.stack(alpha, dim=1)
+        return tuple(torch.stack(part, dim=1) for part in zip(*made, strict=True))
 
     @torch.no_grad()
     def write(self, a: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Annotations -> the likeliest word at each step, `(N, length)`, and weights `(N, length, L)`."""
-        word, state = self.begin(a)
-        made = []
+        (word, state), made = self.begin(a), []
         for _ in range(length):
             logits, alpha, state = self.step(a, word, state)
             word = logits.argmax(dim=1)
             made.append((word, alpha))
-        words, alpha = zip(*made, strict=True)
-        return torch.stack(words, dim=1), torch.stack(alpha, dim=1)
+        return tuple(torch.stack(part, dim=1) for part in zip(*made, strict=True))
 
 
 def doubly_stochastic(alpha: Tensor) -> Tensor:
