@@ -4,7 +4,7 @@ import pytest
 
 from atbook.runs import Run, book_runs, change
 
-# chapter, folder of the runs, method, compared with, verdict over five seeds
+# chapter, folder of the runs, method, compared with, verdict over all seeds
 CLAIMS = [
     ("04", "shapes", "at-f_sum-1", "student", "better"),
     ("04", "shapes", "at-f_max-1", "student", "better"),
@@ -25,11 +25,18 @@ CLAIMS = [
     ("09", "shapes-gradients", "at", "student-6epochs", "open"),
     ("09", "shapes-gradients", "grad-at", "min-l2", "open"),
     ("09", "shapes-gradients", "grad-at", "student", "open"),
+    ("11", "cifar10-short", "at", "student", "better"),
+    ("11", "cifar10-short", "kd", "student", "open"),
+    ("11", "cifar10-short", "at+kd", "student", "better"),
+    ("11", "cifar10-short", "at", "kd", "better"),
+    ("11", "cifar10-short", "at", "at+kd", "better"),
+    ("11", "cifar10-short", "at+kd", "kd", "open"),
 ]
+SEEDS = {"shapes": 5, "shapes-gradients": 5, "cifar10-short": 3}
 
 
 def errors(folder: str, method: str) -> list[float]:
-    return [Run.load(book_runs() / folder / f"{method}-{seed}").test_error for seed in range(5)]
+    return [Run.load(book_runs() / folder / f"{method}-{seed}").test_error for seed in range(SEEDS[folder])]
 
 
 @pytest.mark.parametrize(("chapter", "folder", "method", "baseline", "verdict"), CLAIMS)

@@ -6,7 +6,6 @@ default layout, float32, nothing compiled. All variants take turns, so that a bu
 """
 
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -184,15 +183,30 @@ def speed(images: Images, T: Run, folder: Path, threads: int, batch: int = 128) 
     return rows
 
 
+def memory(what: str) -> float:
+    """This process's memory in MiB, as Linux counts it: ``VmRSS`` now, ``VmHWM`` at the peak.
+
+    Not `resource.getrusage`: the peak it tells starts with that of the process which this one was started from.
+    """
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what + ":")]
+    return int(line.split()[1]) / 1024
+
+
+def forget_peak() -> float:
+    """Let the peak start anew from what the process holds now; returns that, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
 def pair(teacher: str, student: str, way: str, batch: int = 128) -> dict:
     """A step of attention transfer for one of the paper's pairs, on one thread: speed, memory, and the floor.
 
-    Memory is what the process has taken at its peak beyond what it held before networks were built, in MiB; so each
-    way needs a process of its own.
+    Memory is what the process held at its peak beyond what it held before networks were built, in MiB; so each way
+    needs a process of its own.
     """
     torch.set_num_threads(1)
     images, best = load("shapes", "train").take(2000), peak()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         T = train(Recipe(student=teacher, train_images=20, epochs=1, batch=10), folder / "teacher", progress=False)
@@ -201,7 +215,7 @@ def pair(teacher: str, student: str, way: str, batch: int = 128) -> dict:
         else:
             step = ours(images, T, folder / "at", student=student, batch=batch, method="at", precision=way)
         seconds = take_turns({way: step})[way]
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    taken = memory("VmHWM") - before
     work = 3 * operations(student) + operations(teacher)
     row = {"teacher": teacher, "student": student, "way": way, "images/s": batch / seconds, "MiB": taken}
     return row | {"million operations": work / 2e6, "% of peak": 100 * work * batch / seconds / best}
