@@ -57,17 +57,16 @@ class Lab(anywidget.AnyWidget):
         return bundle | {"text/html": self.html(), "text/plain": f"<Lab {self.lab}>"}, metadata
 
 
-def attention_explorer(
-    images: Images, networks: Mapping[str, Network], groups: Sequence[int] = (1, 2), figure: str = ""
-) -> Lab:
+def attention_explorer(images: Images, networks: Mapping[str, Network], chosen: Sequence[int], figure: str = "") -> Lab:
     """Maps of a few images: choose image, network, group, mapping function and p; see the score against the mask.
 
     Activations are sent as whole numbers from 0 to 255, each group of a network with its own unit.
 
     Args:
-        images: few, with masks: each takes about 70 kB for each WRN-16-2, a quarter of it for each WRN-16-1.
+        images: with masks.
         networks: their names and themselves, in evaluation mode.
-        groups: which activations.
+        chosen: which images, by number. Each takes about 33 kB of the page for a WRN-16-2, half of it for a WRN-16-1;
+            the first group, which would take more than the others together, is left out.
         figure: see `Lab`.
 
     Raises:
@@ -77,18 +76,18 @@ def attention_explorer(
         raise ValueError(f"{images.label} has no object masks, which the score needs: take shapes")
     pictures = [
         {
-            "title": f"{n + 1}: {images.classes[images.labels[n]]}",
+            "title": images.classes[images.labels[n]],
             "size": images.images.shape[2],
             "rgb": _text(images.images[n].permute(1, 2, 0)),
             "mask": _text(images.masks[n]),
         }
-        for n in range(len(images))
+        for n in chosen
     ]
     content = {"images": pictures, "networks": []}
     for name, network in networks.items():
         with torch.no_grad():
-            A = network.groups(standardize(images.images))[1]
-        content["networks"].append({"name": name, "groups": [_quantized(A[j], f"group {j}") for j in groups]})
+            A = network.groups(standardize(images.images[list(chosen)]))[1]
+        content["networks"].append({"name": name, "groups": [_quantized(A[j], f"group {j}") for j in (1, 2)]})
     return Lab(lab="explorer", content=content, figure=figure)
 
 

@@ -262,7 +262,7 @@
   // data: columns [names], rows [[...]], curves [[test error of each epoch]]
   labs.runs = function (place, data) {
     var order = { column: 0, up: true }, id = "lab-" + ++count;
-    var filter = el("input", { type: "search", id: id, placeholder: "for example: at seed 0" });
+    var filter = el("input", { type: "search", id: id, placeholder: "for example: method=at seed=0" });
     var body = el("tbody"), said = el("p", { class: "lab-said", role: "status" });
     var chart = svg("svg", { viewBox: "0 0 640 200", role: "img", "aria-label": "test error after each epoch of the run in focus" });
     var heads = data.columns.map(function (name, k) {
@@ -284,8 +284,13 @@
     function show() {
       var words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
       var kept = data.rows.map(function (row, n) { return n; }).filter(function (n) {
-        var text = data.rows[n].map(function (cell, k) { return data.columns[k] + " " + cell; }).join(" ").toLowerCase();
-        return words.every(function (word) { return (" " + text + " ").includes(word); });
+        return words.every(function (word) {  // "column=value", or a part of any cell
+          var pair = word.split("="), column = data.columns.indexOf(pair[0]);
+          return data.rows[n].some(function (cell, k) {
+            var text = String(cell).toLowerCase();
+            return pair.length === 2 && column >= 0 ? k === column && text === pair[1] : text.includes(word);
+          });
+        });
       }).sort(function (a, b) { return (order.up ? 1 : -1) * less(data.rows[a][order.column], data.rows[b][order.column]); });
       heads.forEach(function (head, k) { head.setAttribute("aria-sort", k !== order.column ? "none" : order.up ? "ascending" : "descending"); });
       body.replaceChildren.apply(body, kept.map(function (n) {

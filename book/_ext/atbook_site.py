@@ -54,11 +54,12 @@ def copy_mathjax(app, error):
         copy_asset(source, Path(app.outdir, "_static", "mathjax"))
 
 
-def drop_thebe(app, pagename, templatename, context, doctree):
-    """Jupyter Book loads sphinx-thebe even when its button is off, and declares its constants twice."""
+def drop_scripts(app, pagename, templatename, context, doctree):
+    """Without sphinx-thebe, which Jupyter Book loads even when its button is off, and the state of dead widgets."""
 
     def keep(js):
-        return "THEBE_JS_URL" not in (js.attributes.get("body") or "") and "sphinx-thebe" not in str(js.filename)
+        thebe = "THEBE_JS_URL" in (js.attributes.get("body") or "") or "sphinx-thebe" in str(js.filename)
+        return not thebe and "widget-state" not in js.attributes.get("type", "")
 
     context["script_files"] = [js for js in context["script_files"] if not hasattr(js, "attributes") or keep(js)]
 
@@ -137,7 +138,7 @@ def setup(app):
     app.connect("config-inited", use_fresh_cache)
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", add_repository_buttons)
-    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("doctree-read", list_names)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
