@@ -1,7 +1,9 @@
 """The script that trains the runs of chapter 09."""
 
+from dataclasses import replace
+
 import torch
-from gradients import BETAS, best, windows, write_folder
+from gradients import BETAS, best, halved, windows, write_folder
 
 from atbook.data import load
 from atbook.recipes import Recipe
@@ -17,6 +19,19 @@ def test_windows_are_cut_around_the_middle_of_each_object():
         top, left = (min(max((span[0] + span[-1] + 1) // 2 - 8, 0), 16) for span in (rows, columns))
         assert torch.equal(image, scenes.images[number, :, top : top + 16, left : left + 16])
         assert torch.equal(mask, scenes.masks[number, top : top + 16, left : left + 16])
+
+
+def test_photographs_are_halved_and_taken_from_each_class_in_turn(tmp_path):
+    scenes = load("shapes", "test")
+    order = scenes.labels[:60].argsort(stable=True)
+    part = replace(scenes, images=scenes.images[order], labels=scenes.labels[order], masks=None)
+    write_folder(tmp_path, {"train": part, "test": part})
+    cut = halved(tmp_path, "test", 20, 30)
+    assert cut.labels.tolist() == [label for label in range(10) for _ in range(3)]
+    for n, (label, image) in enumerate(zip(cut.labels, cut.images, strict=True)):
+        whole = scenes.images[label + 10 * (2 + n % 3)].double()
+        mean = (whole[:, ::2, ::2] + whole[:, 1::2, ::2] + whole[:, ::2, 1::2] + whole[:, 1::2, 1::2]) / 4
+        assert (image.double() - mean).abs().max() <= 0.5
 
 
 def test_the_folder_of_images_is_the_same_data(tmp_path):

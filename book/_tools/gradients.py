@@ -2,18 +2,21 @@
 
 The networks have no batch norm, and on the whole scenes of `shapes` they learn nothing in minutes on a CPU. So they are
 taught on windows: the 16x16 pixels around each object. ``python book/_tools/gradients.py FOLDER`` makes the images and
-all runs there; stopped, it goes on where it was.
+all runs there; stopped, it goes on where it was. With ``--photographs IMAGES`` it takes those of CIFAR-10, halved.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from atbook.data import Images, load
 from atbook.recipes import Recipe
@@ -21,18 +24,28 @@ from atbook.runs import Run
 from atbook.train import train_together
 
 SIDE = 16
-TRAIN = 2000  # scenes that teacher and students learn from; the next thousand are held out
 PROTOCOL = {
-    "dataset": "folder", "student": "nin-thin-nobn", "epochs": 3, "batch": 16, "lr": 0.06, "schedule": "one-cycle",
-    "augment": "flip", "weight_decay": 0.0,
+    "dataset": "folder", "student": "nin-thin-nobn", "batch": 16, "schedule": "one-cycle", "augment": "flip",
+    "weight_decay": 0.0,
 }  # fmt: skip
-TEACHER = {"student": "nin-wide-nobn", "epochs": 8, "seed": 0}
-RATES = (0.03, 0.06)
 GRADIENT = (0.01, 0.1, 1.0, 10.0)
 BETAS = {"at": (10.0, 30.0, 100.0, 300.0), "min-l2": GRADIENT, "grad-at": GRADIENT, "symmetry": GRADIENT}
 WEIGHTS = BETAS | {"kd": (0.03, 0.1, 0.3, 0.9)}  # beta, for distillation alpha
-LONGER = (6, 12)  # epochs of controls: plain students that are given about the time of the other methods
+LONGER = (2, 4)  # controls: plain students that are trained so many times as long, about as other methods take
 METHODS = ("student", "min-l2", "grad-at", "kd", "symmetry", "at")
+
+
+class Setting(NamedTuple):
+    """Images and what depends on them: ``images(split, first, count)`` gives some by number, tens of them."""
+
+    images: Callable[[str, int, int], Images]
+    train: int  # images that teacher and students learn from; the next ``held_out`` are for the search
+    held_out: int
+    test: int
+    epochs: int
+    teacher_epochs: int
+    rates: tuple[float, ...]
+    seeds: int
 
 
 def windows(split: str, first: int, count: int) -> Images:
@@ -56,6 +69,15 @@ def windows(split: str, first: int, count: int) -> Images:
     return Images(images, scenes.labels[chosen], scenes.classes, masks, "windows")
 
 
+def halved(root: Path, split: str, first: int, count: int) -> Images:
+    """Photographs of a folder of ten classes, a tenth of ``count`` from each; each 2x2 pixels become their mean."""
+    photographs = load("folder", split, root)
+    of_class = [(photographs.labels == label).nonzero()[:, 0] for label in range(10)]
+    chosen = torch.cat([numbers[first // 10 : (first + count) // 10] for numbers in of_class])
+    images = avg_pool2d(photographs.images[chosen].float(), 2).round().byte()
+    return Images(images, photographs.labels[chosen], photographs.classes, None, "halved photographs")
+
+
 def _around(used: Tensor) -> Tensor:
     """The 16 rows (or columns) around the middle of those that the object uses, `(N, 16)`."""
     first, last = used.int().argmax(dim=1), 31 - used.flip(1).int().argmax(dim=1)
@@ -72,37 +94,51 @@ def write_folder(folder: Path, parts: dict[str, Images]) -> None:
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
-def pieces(folder: Path) -> Iterator[Callable[[], list[Run]]]:
-    """The trainings, in order: teacher; search for lr and weights on held-out images; five seeds of each method.
+WINDOWS = Setting(windows, 2000, 1000, 1000, epochs=3, teacher_epochs=8, rates=(0.03, 0.06), seeds=5)
+
+
+def photographs(root: Path) -> Setting:
+    return Setting(
+        partial(halved, root), 10_000, 2_000, 5_000, epochs=5, teacher_epochs=15, rates=(0.015, 0.03, 0.06), seeds=3
+    )
+
+
+def pieces(folder: Path, setting: Setting) -> Iterator[Callable[[], list[Run]]]:
+    """The trainings, in order: search for the rate on held-out images; teacher; search for weights; the seeds.
 
     Controls: attention transfer from a teacher that has not learned, and plain students that are trained for longer.
     """
-    images, held_out, searched = folder / "windows", folder / "held-out", folder / "search"
+    images, held_out, searched = folder / "images", folder / "held-out", folder / "search"
     if not images.exists():
-        write_folder(images, {"train": windows("train", 0, TRAIN), "test": windows("test", 0, 1000)})
-        write_folder(held_out, {"train": windows("train", 0, TRAIN), "test": windows("train", TRAIN, 1000)})
+        training = setting.images("train", 0, setting.train)
+        held = setting.images("train", setting.train, setting.held_out)
+        write_folder(held_out, {"train": training, "test": held})
+        write_folder(images, {"train": training, "test": setting.images("test", 0, setting.test)})
 
-    def train(recipes: dict[Path, Recipe], root: Path) -> Callable[[], list[Run]]:
+    def train(recipes: dict[Path, Recipe], root: Path, teacher: str = "teacher") -> Callable[[], list[Run]]:
         left = {out: recipe for out, recipe in recipes.items() if not _failed(out)}
-        return partial(train_together, left, root, folder / "teacher", progress=False)
+        return partial(train_together, left, root, folder / teacher, progress=False)
 
-    yield train({folder / "teacher": Recipe(**PROTOCOL | TEACHER)}, images)
-    yield train({folder / "teacher-untrained": Recipe(**PROTOCOL | TEACHER | {"lr": 1e-9, "epochs": 1})}, images)
-    rates = {searched / f"student-{lr}": Recipe(**PROTOCOL | {"lr": lr, "seed": 100}) for lr in RATES}
+    searching = PROTOCOL | {"epochs": setting.epochs, "seed": 100}
+    rates = {searched / f"student-{lr}": Recipe(**searching, lr=lr) for lr in setting.rates}
     yield train(rates, held_out)
+    lr = min((Run.load(out).test_error, recipe.lr) for out, recipe in rates.items() if not _failed(out))[1]
+    teacher = PROTOCOL | {"student": "nin-wide-nobn", "seed": 0}
+    yield train({folder / "teacher": Recipe(**teacher, lr=lr, epochs=setting.teacher_epochs)}, images)
+    yield train({folder / "teacher-untrained": Recipe(**teacher, lr=1e-9, epochs=1)}, images)
     for method, values in WEIGHTS.items():
-        common = PROTOCOL | {"method": method, "seed": 100}
+        common = searching | {"lr": lr, "method": method}
         recipes = {searched / f"{method}-{v:g}": Recipe(**common | weighted(method, v)) for v in values}
         yield train(recipes, held_out)
-    for seed in range(5):
+    for seed in range(setting.seeds):
+        plain = PROTOCOL | {"epochs": setting.epochs, "lr": lr, "seed": seed}
         fields = {m: weighted(m, best(searched, m)) if m in WEIGHTS else {} for m in METHODS}
-        recipes = {folder / f"{m}-{seed}": Recipe(**PROTOCOL, method=m, seed=seed, **fields[m]) for m in METHODS}
+        recipes = {folder / f"{m}-{seed}": Recipe(**plain | {"method": m} | fields[m]) for m in METHODS}
         yield train(recipes, images)
-        control = Recipe(**PROTOCOL, method="at", seed=seed, **fields["at"])
-        out = {folder / f"at-untrained-{seed}": control}
-        yield partial(train_together, out, images, folder / "teacher-untrained", progress=False)
-        plain = PROTOCOL | {"seed": seed}
-        yield train({folder / f"student-{n}epochs-{seed}": Recipe(**plain | {"epochs": n}) for n in LONGER}, images)
+        control = {folder / f"at-untrained-{seed}": Recipe(**plain | {"method": "at"} | fields["at"])}
+        yield train(control, images, "teacher-untrained")
+        longer = [n * setting.epochs for n in LONGER]
+        yield train({folder / f"student-{n}epochs-{seed}": Recipe(**plain | {"epochs": n}) for n in longer}, images)
 
 
 def _failed(out: Path) -> bool:
@@ -120,11 +156,17 @@ def best(searched: Path, method: str) -> float:
     return min(found)[1]
 
 
-def main(folder: str, seconds: str = "inf") -> int:
-    """Do the trainings that are missing; start none after so many seconds. Returns 0 when all are done."""
+def main(arguments: list[str]) -> int:
+    """Do the trainings that are missing. Returns 0 when all are done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the images and the runs")
+    parser.add_argument("--photographs", type=Path, metavar="IMAGES", help="folder of CIFAR-10's images by class")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after them")
+    chosen = parser.parse_args(arguments)
+    setting = photographs(chosen.photographs) if chosen.photographs else WINDOWS
     start = time.monotonic()
-    for piece in pieces(Path(folder)):
-        if time.monotonic() - start > float(seconds):
+    for piece in pieces(chosen.folder, setting):
+        if time.monotonic() - start > 60 * chosen.minutes:
             return 1
         try:
             for run in piece():
@@ -135,4 +177,4 @@ def main(folder: str, seconds: str = "inf") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gradients import TRAIN, windows
+from gradients import WINDOWS, windows
 from safetensors.torch import save
 from torch import Tensor
 
@@ -27,7 +27,7 @@ MAPPED = ("teacher", "student-0", "min-l2-0", "grad-at-0", "symmetry-0", "kd-0",
 
 def spread(count: int) -> Tensor:
     """Numbers of so many training windows, evenly over the classes."""
-    return torch.arange(count) * TRAIN // count
+    return torch.arange(count) * WINDOWS.train // count
 
 
 def gradient(model: Network, images: Images) -> Tensor:
@@ -59,7 +59,7 @@ def measures(model: Network, teacher: tuple[Tensor, Tensor], train: Images, test
 
 
 def collect(out: Path) -> None:
-    train, test = windows("train", 0, TRAIN), windows("test", 0, 1000)
+    train, test = windows("train", 0, WINDOWS.train), windows("test", 0, 1000)
     T = Run.load(out / "teacher").model()
     taught, few = (gradient(T, test), middle(T, test)), spread(KEPT)
     J_T, pictures = gradient(T, train), torch.tensor(SHOWN)
