@@ -1,6 +1,8 @@
 """The records of the demonstrations: made by the tool, read by the chapters."""
 
+import ast
 import json
+from importlib import resources
 
 import demos as tool
 import pytest
@@ -28,3 +30,17 @@ def test_a_name_that_does_not_exist_is_refused():
         recorded("squeze")
     with pytest.raises(ValueError, match="did you mean 'squeeze_excitation'"):
         tool.main(["squeze_excitation"])
+
+
+def test_a_record_depends_on_its_mechanism_or_on_what_it_names():
+    assert tool.files("hourglass") == ("demos/toy", "demos/hourglass", "mechanisms/hourglass")
+    assert tool.files("bridge") == ("demos/toy", "demos/bridge", "mechanisms/cbam", "attention", "losses")
+
+
+@pytest.mark.parametrize("name", tool.NAMES)
+def test_a_record_depends_on_every_mechanism_that_is_imported(name):
+    tree = ast.parse((resources.files("atbook") / "demos" / f"{name}.py").read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    mechanisms = {m.removeprefix("atbook.").replace(".", "/") for m in imported if m.startswith("atbook.mechanisms.")}
+    assert mechanisms and mechanisms <= set(tool.files(name))
+    assert all((resources.files("atbook") / f"{file}.py").is_file() for file in tool.files(name))
