@@ -10,13 +10,16 @@ import torch
 
 import atbook.demos
 from atbook.demos import recorded
+from atbook.runs import code_hash
 
 
 def test_a_record_is_written_read_and_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(atbook.demos, "book_runs", lambda: tmp_path)
     tool.record("squeeze_excitation", tmp_path / "demos", seeds=(0, 1), steps=2)
     table, pictures = recorded("squeeze_excitation")
-    scores = json.loads((tmp_path / "demos" / "squeeze_excitation.json").read_text())["scores"]
+    record = json.loads((tmp_path / "demos" / "squeeze_excitation.json").read_text())
+    scores = record["scores"]
+    assert record["code"] == code_hash(tool.files("squeeze_excitation"))
     assert list(table.index) == list(scores) and (table["seeds"] == 2).all()
     assert table.loc["gate", "mean"] == pytest.approx(sum(scores["gate"]) / 2)
     assert isinstance(pictures["gate/images"], torch.Tensor)
