@@ -35,4 +35,5 @@ def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     scores = pd.DataFrame(record["scores"])
     table = pd.DataFrame({"mean": scores.mean(), "lowest": scores.min(), "highest": scores.max()})
     table = table.assign(seeds=len(scores), seconds=pd.Series(record["seconds"]))
-    return table, load_file(folder / f"{name}.safetensors")
+    pictures = load_file(folder / f"{name}.safetensors")
+    return table, {key: part.float() if part.is_floating_point() else part for key, part in pictures.items()}

@@ -1,6 +1,7 @@
 """What the book asks of Sphinx beyond ``_config.yml``: fresh results, a self-contained site, a report at the end."""
 
 import hashlib
+import html
 import json
 import os
 import re
@@ -11,10 +12,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx import addnodes
 from sphinx.util.fileutil import copy_asset
+
+from atbook.runs import provenance
 
 MATHJAX = "mathjax/tex-svg.js"  # one file: SVG output needs no fonts
 INPUTS = ("requirements.txt", "atbook", "book/runs")  # what a chapter's results depend on besides its own cells
@@ -54,11 +58,12 @@ def copy_mathjax(app, error):
         copy_asset(source, Path(app.outdir, "_static", "mathjax"))
 
 
-def drop_thebe(app, pagename, templatename, context, doctree):
-    """Jupyter Book loads sphinx-thebe even when its button is off, and declares its constants twice."""
+def drop_scripts(app, pagename, templatename, context, doctree):
+    """Without sphinx-thebe, which Jupyter Book loads even when its button is off, and the state of dead widgets."""
 
     def keep(js):
-        return "THEBE_JS_URL" not in (js.attributes.get("body") or "") and "sphinx-thebe" not in str(js.filename)
+        thebe = "THEBE_JS_URL" in (js.attributes.get("body") or "") or "sphinx-thebe" in str(js.filename)
+        return not thebe and "widget-state" not in js.attributes.get("type", "")
 
     context["script_files"] = [js for js in context["script_files"] if not hasattr(js, "attributes") or keep(js)]
 
@@ -115,6 +120,17 @@ def chapter_names(source):
     return found
 
 
+def say_when_run(app, pagename, templatename, context, doctree):
+    """At the end of a chapter: when it was run, how long it took, and on what."""
+    run = NbMetadataCollector.get_doc_data(app.env)[pagename].get("exec_data")
+    if run and "body" in context:
+        when = time.strftime("%Y-%m-%d", time.gmtime(run["mtime"]))
+        took = f" in {run['runtime']:.0f} s" if run["runtime"] else ""
+        made = provenance(torch.device("cpu"), compiled=False)
+        machine = f"Python {made['python']}, torch {made['torch']}, {made['device']}, {os.cpu_count()} cores"
+        context["body"] += f'<p class="executed">Run on {when}{took}: {html.escape(machine)}.</p>'
+
+
 def report(app, error):
     """Say how long each chapter took and which ones failed."""
     chapters = NbMetadataCollector.get_doc_data(app.env).items() if app.env else ()
@@ -137,7 +153,8 @@ def setup(app):
     app.connect("config-inited", use_fresh_cache)
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", add_repository_buttons)
-    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", drop_scripts, priority=900)
+    app.connect("html-page-context", say_when_run)
     app.connect("doctree-read", list_names)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
