@@ -57,6 +57,7 @@ def test_every_arm_runs_and_twice_the_same(arm, monkeypatch):
     assert picture["images"].shape == (6, 1, 32, 32) and picture["labels"].shape == picture["answers"].shape == (6,)
     assert picture["maps"].shape == (6, 2 if arm.endswith("two blocks") else 1, 4, 17, 17)
     assert picture["rollout"].shape == (6, 4, 4) and picture["rollout"].sum(dim=(1, 2)).max() < 1
+    assert picture["found"].shape == (5,) and 0 <= picture["found"].min() and picture["found"].max() <= 100
 
 
 def test_a_wrong_arm_is_refused_by_name():

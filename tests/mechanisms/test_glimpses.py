@@ -99,6 +99,8 @@ def test_places_are_drawn_in_training_and_stay_in_the_image():
     # A draw is one squared width off along each of two axes, on average: that lowers log pi by 1.
     expected = -math.log(2 * math.pi * 0.2**2) - 1
     assert log_pi[:, 0].mean().item() == pytest.approx(expected, abs=0.15)
+    net.locate[0].bias.data.fill_(5.0)  # the mean is in the corner, and half of all draws are beyond each edge
+    assert net(x)[1].max() == 1
 
 
 def test_the_answer_trains_the_reader_and_the_reward_the_places_alone():
@@ -110,3 +112,7 @@ def test_the_answer_trains_the_reader_and_the_reward_the_places_alone():
     score_function_loss(net(x)[2], torch.rand(4, 1)).backward()
     moved = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
     assert moved == {"locate"}
+    net.zero_grad(set_to_none=True)
+    net(x)[3].sum().backward()
+    moved = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
+    assert moved == {"baseline"}
