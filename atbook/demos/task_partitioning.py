@@ -92,7 +92,7 @@ def scores(arm: str, precise: Tensor, coarse: Tensor) -> Tensor:
     return smooth(coarse) if arm == "deep" else precise
 
 
-def run(arm: str, seed: int, steps: int = 200) -> tuple[float, dict[str, Tensor]]:
+def run(arm: str, seed: int, steps: int = 250) -> tuple[float, dict[str, Tensor]]:
     """Train one arm.
 
     Returns:
