@@ -27,10 +27,19 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not 
 SEEDS = range(5)
 
 
+def files(name: str) -> tuple[str, ...]:
+    """The modules that a demonstration's result depends on: toy, itself, and what it names in ``USES``.
+
+    One that names nothing shows the mechanism of its own name.
+    """
+    demo = importlib.import_module(f"atbook.demos.{name}")
+    return ("demos/toy", f"demos/{name}", *getattr(demo, "USES", (f"mechanisms/{name}",)))
+
+
 def record(name: str, out: Path = OUT, seeds: Sequence[int] = SEEDS, **options: int) -> None:
     """Run one demonstration and write ``NAME.json`` and ``NAME.safetensors``, whole or not at all."""
     demo = importlib.import_module(f"atbook.demos.{name}")
-    code = code_hash(("demos/toy", f"demos/{name}", f"mechanisms/{name}"))
+    code = code_hash(files(name))
     path = out / f"{name}.json"
     if path.exists() and json.loads(path.read_text())["code"] == code:
         return
