@@ -23,6 +23,7 @@ each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.s
 SMALL: dict[str, dict[str, object]] = {
     "01-attention": {"images": 2, "scored": 20, "train_images": 40, "passes": [1]},
     "02-mechanisms": {"examples": 2, "steps": 20},
+    "03-hard-attention": {"samples": 8, "repeats": 200, "learners": 20, "steps": 40},
     "04-mapping-functions": {"scored": 100},
     "05-gradient-attention": {"scored": 20, "checked": 10, "draws": 1, "copies": 2, "batch": 2, "repeats": 1},
     "06-attention-transfer": {"train_images": 200, "epochs": 1, "scored": 50},
