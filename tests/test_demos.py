@@ -7,6 +7,7 @@ from importlib import resources
 import demos as tool
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 import atbook.demos
 from atbook.demos import recorded
@@ -47,3 +48,23 @@ def test_a_record_depends_on_every_mechanism_that_is_imported(name):
     mechanisms = {m.removeprefix("atbook.").replace(".", "/") for m in imported if m.startswith("atbook.mechanisms.")}
     assert mechanisms and mechanisms <= set(tool.files(name))
     assert all((resources.files("atbook") / f"{file}.py").is_file() for file in tool.files(name))
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(atbook.demos, "book_runs", lambda: tmp_path)
+    (tmp_path / "demos").mkdir()
+    scores = {"a": [10.0, 20.0, 30.0], "b": [11.0, 22.0, 33.0], "c": [9.0, 19.0, 29.0]}
+    (tmp_path / "demos" / "x.json").write_text(json.dumps({"scores": scores}))
+    table = atbook.demos.against("x", "a")
+    assert table.loc["c"].tolist() == [-1, -1, -1]
+    expected = ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval(0.95)
+    assert table.loc["b"].tolist() == pytest.approx([2, expected.low, expected.high])
+    with pytest.raises(ValueError, match="arm 'd' is unknown"):
+        atbook.demos.against("x", "d")
+
+
+@pytest.mark.parametrize("name", tool.NAMES)
+def test_a_record_was_made_by_the_present_code(name):
+    assert json.loads((tool.OUT / f"{name}.json").read_text())["code"] == code_hash(tool.files(name)), (
+        f"run demos.py {name}"
+    )

@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.torch import load_file
 from torch import Tensor
 
-from atbook.runs import book_runs
+from atbook.names import choose
+from atbook.runs import book_runs, change
 
 
 def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
@@ -27,13 +28,32 @@ def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     Raises:
         FileNotFoundError: if it has not been recorded.
     """
+    record = _record(name)
+    scores = pd.DataFrame(record["scores"])
+    table = pd.DataFrame({"mean": scores.mean(), "lowest": scores.min(), "highest": scores.max()})
+    table = table.assign(seeds=len(scores), seconds=pd.Series(record["seconds"]))
+    pictures = load_file(book_runs() / "demos" / f"{name}.safetensors")
+    return table, {key: part.float() if part.is_floating_point() else part for key, part in pictures.items()}
+
+
+def against(name: str, baseline: str) -> pd.DataFrame:
+    """Differences in score to one arm, seed by seed: their mean and its 95 percent t-interval, for each other arm.
+
+    Raises:
+        FileNotFoundError: if the demonstration has not been recorded.
+        ValueError: if it has no such arm.
+    """
+    scores = _record(name)["scores"]
+    plain = scores[choose("arm", baseline, tuple(scores))]
+    gaps = {arm: [a - b for a, b in zip(own, plain, strict=True)] for arm, own in scores.items() if arm != baseline}
+    return (
+        pd.DataFrame({arm: change(gap)._asdict() for arm, gap in gaps.items()}).T[["mean", "low", "high"]].astype(float)
+    )
+
+
+def _record(name: str) -> dict:
     folder = book_runs() / "demos"
     if not (folder / f"{name}.json").is_file():
         have = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
         raise FileNotFoundError(f"demonstration {name!r} is not recorded (recorded: {have}): run book/_tools/demos.py")
-    record = json.loads((folder / f"{name}.json").read_text())
-    scores = pd.DataFrame(record["scores"])
-    table = pd.DataFrame({"mean": scores.mean(), "lowest": scores.min(), "highest": scores.max()})
-    table = table.assign(seeds=len(scores), seconds=pd.Series(record["seconds"]))
-    pictures = load_file(folder / f"{name}.safetensors")
-    return table, {key: part.float() if part.is_floating_point() else part for key, part in pictures.items()}
+    return json.loads((folder / f"{name}.json").read_text())
