@@ -1,10 +1,10 @@
 """A digit among pieces of others, seen through a small window: can a reward teach where the window should be?
 
-Not reliably in so few steps. With two seeds, the mean reward of the batch as baseline was far better than none with
-one, and worse with the other; both policies stay far from the right window. A baseline lowers the variance of a gradient
-(the tests count this out), which need not show in one short training.
+A little, in so few steps: both policies stay far from the right window. With the mean reward of the batch as baseline
+the policy is better than without in the mean of the recorded seeds, but not with every seed. A baseline lowers the
+variance of a gradient (the tests count this out), which need not show in one short training.
 
-Five glimpses of a smaller window did better than five random ones (one seed) and still read few digits.
+Five glimpses of a smaller window do better than five random ones and still read few digits.
 """
 
 import torch

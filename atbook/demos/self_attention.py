@@ -3,9 +3,9 @@
 They must: one block finds it where the answer is read from the query's own token. All controls find the four and guess
 among them. The class token of a single block asks the same of every image. That of two blocks could ask the query
 first, but did not learn to in these few steps. Nor did the query's token learn where the positions began at 0.02, as
-in the paper's code, and not at 0.5. One of the four heads looks
-at the cell that is named, about as often as the answer is right; the others do not, so that the mean over heads,
-and with it the rollout, is a poor picture.
+in the paper's code, and not at 0.5; and with one of five seeds it did not either. One of the four heads looks at the
+cell that is named, about as often as the answer is right; the others do not, so that the mean over heads, and with it
+the rollout, is a poor picture.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Three digits to be written down from left to right: does it help to look at one place for each?
 
 It does. The controls are given the same images and as many steps: an equal mean of all places, and one vector that may
-depend on all of them. The regulariser does not help: three words cannot look at 128 places for one step each.
+depend on all of them. With one of five seeds it learned nothing; with the regulariser all
+five did, though three words cannot look at 128 places for one step each.
 """
 
 import torch

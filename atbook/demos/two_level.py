@@ -1,8 +1,7 @@
 """A digit among scraps of others: does it help to keep the windows that hold an object, and to look at parts of it?
 
-To keep the windows that hold an object is what helps: as many random windows are worse than all of them, and all are
-worse than the whole image. Parts are a few percent better still, but so are parts at random places: that is due to the
-second classifier, not to the detectors. To add the scores of both levels changes nothing.
+To keep the windows that hold an object is what helps: all windows, or as many random ones, are worse than the whole
+image. Parts add nothing, and parts at random places do as well. To add the scores of both levels changes nothing.
 """
 
 from collections.abc import Callable
