@@ -98,6 +98,7 @@ def list_names(app, doctree):
     names = sorted(chapter_names(app.srcdir).get(path, ()), key=lambda name: name.lower())
     names = [name for name in names if re.fullmatch(r"atbook\.\w+\.\w*[a-z]\w*", name)]  # no modules, no constants
     names = [name for name in names if name != "atbook.compat.torchvision"]
+    names = [name for name in names if not Path(app.srcdir, *name.split(".")).with_suffix(".py").exists()]  # modules
     if not names:
         return
     line = nodes.paragraph("", "From the package: ", classes=["from-the-package"])
