@@ -125,8 +125,9 @@ def start(*arguments: object) -> BaseProcess:
 
 
 def ships(run: Run) -> bool:
-    """Whether the book ships a run's weights: seed 0 of everything, and every seed of the four methods of Table 1."""
-    return run.recipe.seed == 0 or run.folder.name in {f"{m}-{run.recipe.seed}" for m in ("student", *TAUGHT)}
+    """Whether the book ships a run's weights: the methods of Table 1, and seed 0 of others but mapping functions."""
+    kind = run.folder.name.rpartition("-")[0]
+    return kind in ("student", *TAUGHT) or (run.recipe.seed == 0 and kind not in MAPPINGS)
 
 
 def pack(out: Path, root: Path, archive: Path) -> None:
