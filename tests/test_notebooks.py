@@ -271,7 +271,7 @@ def test_a_chapter_runs_with_other_parameters(path, tmp_path):
 def test_the_build_fails_when_a_chapter_does(tmp_path, source, fails):
     """A copy of the book with one page, built by the Makefile's own command."""
     book = tmp_path / "a copy"
-    for name in ("_config.yml", "requirements.txt", "book/_ext", "book/_static", "book/references.bib", "atbook/static"):
+    for name in ("_config.yml", "requirements.txt", "book/_ext", "book/_static", "book/references.bib", "atbook"):
         (book / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, book / name)
