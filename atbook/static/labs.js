@@ -156,7 +156,7 @@
 
   // data: teacher and student, maps of size * size numbers
   labs.loss = function (place, data) {
-    var size = data.size, student = data.student.slice(), highest = Math.max.apply(null, data.teacher.concat(data.student));
+    var size = data.size, student = data.student.slice(), highest = Math.max.apply(null, student) || 1;  // unlike the teacher's
     var said = el("p", { class: "lab-said", role: "status" });
     function grid(title, edit) {
       var cells = Array.from({ length: size * size }, function (_, i) {
@@ -179,8 +179,8 @@
       var gap = s.map(function (x, i) { return x - t[i]; });
       var zero = math.norm(student) === 0, step = zero ? gap.map(function () { return 0; }) : math.squaredGradient(student, data.teacher);
       step = step.map(function (x) { return -x; });
-      paint(T.cells, data.teacher, highest);
-      paint(S.cells, student, Math.max(highest, Math.max.apply(null, student)));
+      paint(T.cells, data.teacher, Math.max.apply(null, data.teacher));
+      paint(S.cells, student, Math.max.apply(null, student));
       paint(D.cells, gap, Math.max.apply(null, gap.map(Math.abs)), true);
       paint(G.cells, step, Math.max.apply(null, step.map(Math.abs)), true);
       S.cells.forEach(function (cell, i) {
