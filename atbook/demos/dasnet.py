@@ -22,6 +22,7 @@ from atbook.names import choose
 
 CHANCE = 10.0  # percent: ten digits
 ARMS = ("frozen", "random rule", "constant gains", "rule by gradient", "rule by evolution")
+USES = ("mechanisms/dasnet", "demos/glimpses")  # what the record depends on
 CHANNELS, CLASSES, PASSES = 24, 10, 3
 POPULATION, BATCH = 24, 500
 

@@ -9,34 +9,28 @@ every convolution of a block may make up for that here; this was not tested.
 import torch
 from torch import Tensor, nn
 
-from atbook.demos.toy import SIZE, accuracy, draw, fit, paste
+from atbook.demos import spatial_transformer
+from atbook.demos.toy import SIZE, accuracy, fit
 from atbook.mechanisms.residual_attention import ResidualAttention, Unit
 from atbook.names import choose
 
 CHANCE = 10.0  # percent: ten digits
 ARMS = ("no masks", "naive", "residual", "true mask")
-SCRAPS, SCRAP = 4, 6  # how many, and their height and width in pixels
+USES = ("mechanisms/residual_attention", "demos/spatial_transformer")  # what the record depends on
+PIXELS = torch.arange(SIZE) + 0.5  # the middles
 DIGIT = 16  # pixels, height and width
 CHANNELS, BLOCKS, DEPTH = 16, 3, 2  # of the network; its features have half the height and width of the image
 
 
 def task(n: int, train: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images `(n, 1, 32, 32)`, the digit in each `(n,)`, and the box around it as a mask `(n, 1, 32, 32)`, 1 inside.
+    """The scenes of `atbook.demos.spatial_transformer`, with the box around the digit as a mask.
 
-    The scraps are cut from other digits; like the digit, they lie anywhere.
+    Images `(n, 1, 32, 32)`, the digit in each `(n,)`, and the mask `(n, 1, 32, 32)`, 1 inside.
     """
-    generator = torch.Generator().manual_seed(seed)
-    images, boxes = torch.zeros(2, n, SIZE, SIZE)
-    for _ in range(SCRAPS):
-        other, _ = draw(n, train, generator)
-        row, column = torch.randint(3, DIGIT - SCRAP - 2, (2,), generator=generator).tolist()
-        top, left = torch.randint(SIZE - SCRAP + 1, (2, n), generator=generator)
-        paste(images, other[:, row : row + SCRAP, column : column + SCRAP], top, left)
-    digit, labels = draw(n, train, generator)
-    top, left = torch.randint(SIZE - DIGIT + 1, (2, n), generator=generator)
-    paste(images, digit, top, left)
-    paste(boxes, torch.ones_like(digit), top, left)
-    return images[:, None], labels, boxes[:, None]
+    images, labels, middles = spatial_transformer.task(n, train, seed)
+    from_middle = (PIXELS - SIZE / 2 * (1 + middles[:, :, None])).abs()  # `(n, 2, 32)`
+    within = (from_middle < DIGIT / 2).float()
+    return images, labels, (within[:, 1, :, None] * within[:, 0, None, :])[:, None]
 
 
 class Reader(nn.Module):
