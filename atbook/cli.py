@@ -50,7 +50,7 @@ def train(
             from atbook.train import train as run_training
 
             run = run_training(recipe, out, root, teacher, compile)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         typer.echo(f"\natbook: stopped; the same command goes on from the last epoch in {str(out)!r}", err=True)
