@@ -428,8 +428,8 @@ class _Student:
         terms = {name: TERMS[name](batch) for name in wanted}
         loss = sum(wanted[name] * terms[name] for name in wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        # Every term is a mean over images, so that the batch's is the sum of the parts', each times its share. Added up
-        # here and not by DistributedDataParallel, which hides `groups` and refuses the gradient terms' double backward.
+        # Every term is a mean over images, so that the batch's is the sum of the parts', each times its share. They are
+        # added up here: DistributedDataParallel hides `groups`, and is not made for the gradient terms' autograd.grad.
         (loss * share).backward()
         wrong = (batch.logits.argmax(dim=1) != labels).float().mean()
         sums = {n: v.detach() * len(labels) for n, v in {"loss": loss, **terms, "train_error": wrong}.items()}

@@ -23,8 +23,8 @@ from atbook.recipes import Recipe
 from atbook.runs import Run
 from atbook.train import train, train_together
 
-# 61 images in batches of 25, 25 and 11: two processes get 12 and 13, then 5 and 6.
-COMMON = {"dataset": "folder", "student": "wrn-10-1", "batch": 25, "epochs": 2, "lr": 0.02}
+# 31 images in batches of 13, 13 and 5: two processes get 6 and 7, then 2 and 3.
+COMMON = {"dataset": "folder", "student": "wrn-10-1", "batch": 13, "epochs": 2, "lr": 0.02}
 RECIPES = {
     "teacher": {"seed": 9},
     "student": {},
@@ -82,9 +82,9 @@ def run(command):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Noise with a hint of the class in its colour: 61 images to train on, 20 to test on."""
+    """Noise with a hint of the class in its colour: 31 images to train on, 20 to test on."""
     root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split, n in (("train", 61), ("test", 20)):
+    for split, n in (("train", 31), ("test", 20)):
         for i in range(n):
             pixels = generator.integers(0, 200, (32, 32, 3), dtype=np.uint8)
             pixels[:, :, 0] += 50 * (i % 2)
@@ -245,7 +245,7 @@ def test_a_loss_that_is_no_number_fails_the_run_of_all(together):
 
 def test_what_cannot_be_shared_out_is_refused(root, recipes, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 12)
-    with pytest.raises(ValueError, match="last batch of an epoch has 11 images for 12 processes: choose another batch"):
+    with pytest.raises(ValueError, match="last batch of an epoch has 5 images for 12 processes: choose another batch"):
         train(Recipe(**recipes["student"]), tmp_path / "run", root)
     monkeypatch.setattr(training, "check_compiler", lambda: None)
     with pytest.raises(ValueError, match="several processes cannot train compiled networks"):
