@@ -1,7 +1,7 @@
 """One training in several processes: each takes its slice of every batch, and all make the step of one process.
 
-``torchrun`` starts the processes; outside of it there is one, and nothing here changes what that one computes. All of
-them need the run's folder and the images; the first alone writes.
+``torchrun --nproc-per-node 2 -m atbook.cli train ...`` starts two of them; without it there is one, and nothing here
+changes what that one computes. All need the run's folder and the images; the first alone writes.
 """
 
 import atexit

@@ -347,7 +347,7 @@ class _Cohort:
             with student.failing():
                 student.end(epoch, len(self.labels), self.test_set)
                 bar.set_postfix_str(f"test error {student.run.test_error:.2f} %")
-        for student in students:
+        for student in [student for student in students if student.error is None]:
             with student.failing():
                 student.save((time.monotonic() - start) / together)
 

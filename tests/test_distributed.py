@@ -139,8 +139,7 @@ def distance(one, two, recipe):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "teacher"])
 def test_two_processes_end_with_the_weights_of_one(alone, together, recipes, name):
-    print(name, distance(alone / name, together / name, Recipe(**recipes[name])))
-    assert distance(alone / name, together / name, Recipe(**recipes[name])) < 1e-4
+    assert distance(alone / name, together / name, Recipe(**recipes[name])) < 5e-5  # found: up to 8e-6
     rows = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in Run.load(f / name).history]
         for f in (alone, together)

@@ -84,10 +84,20 @@ def images(path: Path, out: Path) -> Path:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as part:
                     archive.extractall(f"{part}/images", filter="data")  # nothing outside that folder, no devices
+                    check_end(archive)
                     Path(part, "images").rename(folder)
-        except (EOFError, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"archive {str(path)!r} is damaged ({error}): fetch it again") from None
+        except (EOFError, lzma.LZMAError, zlib.error, tarfile.ReadError) as error:
+            why = str(error).splitlines()[0].rstrip(":")
+            raise ValueError(f"archive {str(path)!r} is damaged ({why}): fetch it again") from None
     return folder
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive that ends too soon: tarfile takes a damaged name for the end, and leaves checksums unread."""
+    archive.fileobj.seek(archive.offset)
+    rest = archive.fileobj.read()
+    if not rest or rest.strip(b"\0"):
+        raise tarfile.ReadError("it does not end as a tar file does")
 
 
 def work(unit: Unit, root: Path, out: Path, threads: int, compile: bool) -> None:

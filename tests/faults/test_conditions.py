@@ -89,7 +89,7 @@ def test_other_errors_of_torch_are_not_taken_for_it(tmp_path, monkeypatch):
 
 def test_weights_that_are_no_numbers_are_no_result(tmp_path):
     """The loss of the last step is that of the weights before it."""
-    recipe = Recipe(**SMALL | {"lr": 1e38, "batch": 60, "epochs": 1})
+    recipe = Recipe(**SMALL | {"lr": 1e300, "batch": 60, "epochs": 1})
     with pytest.raises(FloatingPointError, match="the weights are no numbers after epoch 1: lower lr or beta"):
         train(recipe, tmp_path / "run", progress=False)
     assert Run.load(tmp_path / "run").status == "failed"
