@@ -65,9 +65,12 @@ def kill_before_change(job: Job, number: int) -> bool:
 
 
 def kill_until_done(job: Job, generator: random.Random, seconds: float) -> int:
-    """Start the command again and again, each time killed within so many seconds, until it ends; how many kills."""
+    """Start the command again and again until it ends, each time killed at a random moment; how many kills.
+
+    The moments lie between 0.4 and 1.0 of the ``seconds`` that it takes: before, Python is still loading.
+    """
     kills, done = 0, 0
-    while kill_after(job, generator.uniform(0, seconds)):
+    while kill_after(job, generator.uniform(0.4, 1.0) * seconds):
         kills, before, done = kills + 1, done, job.progress()
         assert done >= before, "more was lost than what was in hand"
         seconds *= 1.1  # so that it ends, however slow the machine has become

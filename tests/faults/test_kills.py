@@ -14,7 +14,7 @@ from atbook.recipes import Recipe
 from atbook.runs import Run, json
 from atbook.train import train
 
-FIELDS = {"student": "wrn-10-1", "train_images": 300, "batch": 50, "epochs": 6}
+FIELDS = {"student": "wrn-10-1", "train_images": 300, "batch": 50, "epochs": 4}
 
 
 def training(folder, **changes):
