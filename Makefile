@@ -15,10 +15,10 @@ BUILD := build . --all -n -W --keep-going
 CHAPTERS := book/[0-9]*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks coverage bench mutants lint install clean
+.PHONY: help book test test-faults serve notebooks coverage bench mutants lint install clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | while IFS='#' read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | while IFS='#' read -r n t; do printf '  make %-11s %s\n' "$$n" "$$t"; done
 	@echo "  settings: PYTHON=python3.12  VENV=.venv  PORT=8000"
 	@echo "            TORCH_INDEX=https://download.pytorch.org/whl/cpu   (the small CPU build of torch)"
 
@@ -29,6 +29,9 @@ book: install ## run every chapter and build the site into _build/html
 test: install ## run all tests, the chapters included
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  --nbval --nbval-cell-timeout 300 --cov atbook --cov-branch --cov-report term:skip-covered --cov-fail-under 95 tests $(CHAPTERS)
+
+test-faults: install ## kill, damage and starve trainings in every way we know, the long form (minutes)
+	@ATBOOK_FAULTS=long OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -rP -n auto --maxprocesses 4 --dist loadfile tests/faults
 
 serve: ## show the built site at http://localhost:8000
 	@"$(PYTHON)" -m http.server "$(PORT)" --bind 127.0.0.1 --directory _build/html

@@ -1,5 +1,6 @@
 """The command line: ``atbook train``, ``atbook runs`` and ``atbook check``. Torch is imported when it is needed."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,12 +51,13 @@ def train(
             from atbook.train import train as run_training
 
             run = run_training(recipe, out, root, teacher, compile)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         typer.echo(f"\natbook: stopped; the same command goes on from the last epoch in {str(out)!r}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"test error {run.test_error:.2f} % after {len(run.history)} epochs, in {str(out)!r}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, the first process speaks for all
+        typer.echo(f"test error {run.test_error:.2f} % after {len(run.history)} epochs, in {str(out)!r}")
 
 
 def _recipe(fields: list[str]) -> tuple[Recipe, str | None]:

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Literal, NamedTuple, Self
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load as load_tensors
 from scipy.stats import t as student_t
@@ -31,7 +33,9 @@ from atbook.models import Network, build
 from atbook.names import choose
 from atbook.recipes import Recipe
 
-MODULES = ("attention", "data", "losses", "models", "names", "recipes", "shapes", "train")  # what a result depends on
+# What a result depends on.
+MODULES = ("attention", "data", "distributed", "losses", "models", "names", "recipes", "shapes", "train")
+FILES = ("receipt.json", "weights.safetensors", "checkpoint.safetensors")
 
 
 class Data(BaseModel):
@@ -109,15 +113,20 @@ class Run(BaseModel):
                 f"no run in {str(folder)!r} (no receipt.json): give a folder that atbook train wrote"
             )
         try:
-            return cls(folder=Path(folder), **json.loads(path.read_text()))
+            content = dict(json.loads(path.read_text()))
+            if content.pop("sha256", None) not in (None, _digest(content)):  # older receipts have none
+                raise ValueError("its sha256 is another")
+            return cls(folder=Path(folder), **content)
         except (ValidationError, ValueError, TypeError) as error:
             what = str(error).splitlines()[0]
             why = f"receipt {str(path)!r} is damaged ({what}): restore it, or remove its folder and train again"
             raise ValueError(why) from None
 
     def save(self) -> None:
-        """Write the receipt, whole or not at all."""
-        write(self.folder / "receipt.json", (self.model_dump_json(indent=1) + "\n").encode())
+        """Write the receipt, whole or not at all, with a hash of itself, by which damage is noticed."""
+        content = json.loads(self.model_dump_json())
+        content["sha256"] = _digest(content)
+        write(self.folder / "receipt.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def model(self) -> Network:
         """The trained network, in evaluation mode.
@@ -139,6 +148,43 @@ class Run(BaseModel):
         return model.eval()
 
 
+def _digest(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run's folder; it is free again when this process ends, in whatever way.
+
+    What a killed process had half written is removed.
+
+    Raises:
+        OSError: one sentence naming the folder, if it cannot be written to, or another process has it
+            (`BlockingIOError`).
+    """
+    held = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        why = f"another process trains into {str(folder)!r}: wait until it has ended, or choose another folder"
+        raise BlockingIOError(why) from None
+    except OSError as error:
+        raise _unwritable("receipt.json", folder, error) from None
+    try:
+        for left in (path for name in FILES for path in folder.glob(f".{name}.*")):
+            left.unlink()
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(folder / ".lock")
+        held.release()
+
+
+def _unwritable(name: str, folder: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"cannot write {name} into {str(folder)!r} ({error.strerror}): choose another folder")
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a neighbour first, flushed to the disk, then renamed.
 
@@ -158,8 +204,7 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        why = f"cannot write {path.name} into {str(path.parent)!r} ({error.strerror}): choose another folder"
-        raise OSError(error.errno, why) from None
+        raise _unwritable(path.name, path.parent, error) from None
 
 
 def code_hash(modules: Sequence[str] = MODULES) -> str:

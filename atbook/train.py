@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atbook import attention, runs
+from atbook import attention, distributed, runs
 from atbook.compat import check_compiler
 from atbook.data import Images, augment, load, standardize
 from atbook.losses import (
@@ -143,6 +143,9 @@ def train(
     the weights of one never stopped, bit for bit on the same machine and thread count. A finished run is returned at
     once. A GPU is used where there is one.
 
+    Under ``torchrun`` all its processes share one training: ``batch`` is that of all together, beta is not multiplied
+    by their number, and the weights are those of one process but for rounding.
+
     Args:
         recipe: what to train.
         out: the run's folder, made if missing.
@@ -155,10 +158,11 @@ def train(
         The finished run.
 
     Raises:
-        ValueError: if the teacher is missing, unfinished or of other classes, ``out`` holds another run, or the
-            networks cannot be compiled here.
-        OSError: if ``out`` cannot be written to.
-        FloatingPointError: if the loss stops being a number; the run is then marked as failed.
+        ValueError: if the teacher is missing, unfinished or of other classes, ``out`` holds another run or a damaged
+            one, or the networks cannot be compiled here.
+        OSError: if ``out`` cannot be written to, or another process trains into it.
+        FloatingPointError: if the loss or a weight stops being a number; the run is then marked as failed.
+        MemoryError: if a batch does not fit into memory; so is it then.
     """
     if teacher is not None and recipe.method in TEACHERLESS:
         raise ValueError(f"method {recipe.method!r} uses no teacher: drop it, or choose a method that has one")
@@ -186,20 +190,38 @@ def train_together(
         The finished runs, in order.
 
     Raises:
-        ValueError, OSError, FloatingPointError: as `train`; the first of several, when all others have finished.
+        ValueError, OSError, FloatingPointError, MemoryError: as `train`; the first of several, when all others have
+            finished.
     """
+    distributed.start()
     if compile:
         check_compiler()
+        if distributed.size() > 1:
+            raise ValueError("several processes cannot train compiled networks: leave out compile, or torchrun")
     recipe = _common(recipes)
     held = {out: _teacher(r, teacher) if r.method not in TEACHERLESS else None for out, r in recipes.items()}
     train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)
     if recipe.train_images is not None:
         train_set = train_set.take(recipe.train_images)
-    opened = [_open(recipes[out], Path(out), train_set, test_set, held[out]) for out in recipes]
-    if waiting := [run for run in opened if run.status != "finished"]:
-        taught = next((held[out] for out in held if held[out]), None)
-        _Cohort(waiting, train_set, test_set, taught, compile).go(progress)
+    distributed.check(len(train_set), recipe.batch)
+    with _in_memory(recipe), ExitStack() as locks:
+        opened = [_open(recipes[out], Path(out), train_set, test_set, held[out], locks) for out in recipes]
+        if waiting := [run for run in opened if run.status != "finished"]:
+            taught = next((held[out] for out in held if held[out]), None)
+            _Cohort(waiting, train_set, test_set, taught, compile).go(progress)
+    distributed.agree("finished")
     return opened
+
+
+@contextmanager
+def _in_memory(recipe: Recipe) -> Iterator[None]:
+    """Say in one sentence that memory ran out: torch says it in many, and on a CPU in a mere RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+            raise
+        raise MemoryError(f"no memory left for a batch of {recipe.batch} images: lower batch") from None
 
 
 def _common(recipes: Mapping[str | Path, Recipe]) -> Recipe:
@@ -225,8 +247,8 @@ def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run:
     return run
 
 
-def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None) -> Run:
-    """The run in ``out``, or a new one; another run there is refused."""
+def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, locks: ExitStack) -> Run:
+    """The run in ``out``, or a new one, locked unless it is finished; another run there is refused."""
     classes = len(train_set.classes)
     if teacher and teacher.data.classes != classes:
         known = teacher.data.classes
@@ -241,15 +263,26 @@ def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teache
         network=teacher.recipe.student, test_error=teacher.test_error, weights=teacher.weights or ""
     )
     key = runs.run_key(recipe, data, known)
-    if not (out / "receipt.json").exists():
+    receipt = out / "receipt.json"
+    if distributed.is_first() and not (receipt.exists() and Run.load(out).status == "finished"):
+        locks.enter_context(runs.lock(out))
+    if not receipt.exists():
         run = Run(folder=out, key=key, recipe=recipe, data=data, teacher=known, provenance={})
-        run.save()
+        _save(run)
         return run
     run = Run.load(out)
+    if run.status == "finished" and distributed.is_first():
+        with suppress(OSError):  # there is none, unless the process was killed just before it could remove it
+            (out / "checkpoint.safetensors").unlink()
     if run.key != key:
         what = _differences(run, recipe, data)
         raise ValueError(f"{str(out)!r} holds another run ({what}): choose another folder, or remove it")
     return run
+
+
+def _save(run: Run) -> None:
+    if distributed.is_first():
+        run.save()
 
 
 def _differences(run: Run, recipe: Recipe, data: runs.Data) -> str:
@@ -272,7 +305,7 @@ class _Cohort:
         wrap = torch.compile if compile else (lambda function: function)
         self.teacher = teacher and teacher.model()
         for run in waiting:
-            run.provenance = runs.provenance(self.device, compile)
+            run.provenance = runs.provenance(self.device, compile) | {"processes": distributed.size()}
         self.students = [_Student(run, self.teacher, self.device, wrap) for run in waiting]
         if self.teacher:
             self.teacher = self.teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
@@ -281,11 +314,12 @@ class _Cohort:
 
     def go(self, progress: bool) -> None:
         """Train the epochs that are missing, and raise the first error, if any, at the end."""
+        distributed.agree([(student.run.key, len(student.run.history)) for student in self.students])
         first, *others = self.students
-        recipe = first.recipe
+        recipe, silent = first.recipe, not (progress and distributed.is_first())
         title = f"{recipe.student} {recipe.method} seed {recipe.seed}" + (f" and {len(others)} more" if others else "")
         total, done = (self.steps * sum(epochs) for epochs in zip(*map(_Student.epochs, self.students), strict=True))
-        with tqdm(total=total, initial=done, desc=title, disable=not progress) as bar:
+        with tqdm(total=total, initial=done, desc=title, disable=silent) as bar:
             while waiting := [student for student in self.students if student.is_learning()]:
                 epoch = min(len(student.run.history) for student in waiting)
                 self._epoch([student for student in waiting if len(student.run.history) == epoch], epoch, bar)
@@ -298,13 +332,13 @@ class _Cohort:
         start, together = time.monotonic(), len(students)
         for student in students:
             student.begin()
-        for step, (images, labels) in enumerate(self._batches(epoch)):
+        for step, (images, labels, share) in enumerate(self._batches(epoch)):
             x = standardize(images)
             with self._precision():
                 taught = self._teach(x) if any(student.is_taught for student in students) else (None, None)
             for student in students:
                 with student.failing():
-                    student.step(x, labels, taught, self._precision, epoch + step / self.steps)
+                    student.step(x, labels, share, taught, self._precision, epoch + step / self.steps)
                     if step % 20 == 19 or step == self.steps - 1:
                         student.check(epoch, step, len(self.labels), bar)
                 bar.update()
@@ -313,16 +347,20 @@ class _Cohort:
             with student.failing():
                 student.end(epoch, len(self.labels), self.test_set)
                 bar.set_postfix_str(f"test error {student.run.test_error:.2f} %")
-        for student in students:
+        for student in [student for student in students if student.error is None]:
             with student.failing():
                 student.save((time.monotonic() - start) / together)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches in an order that depends on seed and epoch alone, so that any epoch can be redone."""
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Augmented batches in an order that depends on seed and epoch alone, so that any epoch can be redone.
+
+        Of each the part that this process computes, and which share of the batch that is.
+        """
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         for batch in torch.randperm(len(self.labels), generator=generator).split(self.recipe.batch):
-            batch = batch.to(self.device)
-            yield augment(self.images[batch], self.recipe.augment, generator), self.labels[batch]
+            batch, own = batch.to(self.device), distributed.part(len(batch))
+            images, labels = augment(self.images[batch], self.recipe.augment, generator)[own], self.labels[batch][own]
+            yield images, labels, len(labels) / len(batch)
 
     def _teach(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
@@ -344,6 +382,8 @@ class _Student:
             model = build(self.recipe.student, run.data.classes)
         self.regressors = _regressors(self.recipe, model, self.teacher).to(device)
         self.model = model.to(device, memory_format=torch.channels_last)
+        if distributed.size() > 1:
+            distributed.share_statistics(self.model)
         self.forward = wrap(self.model.groups)
         settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
         self.parameters = dict(self.model.named_parameters())  # all that is trained, by name
@@ -363,18 +403,22 @@ class _Student:
     def failing(self) -> Iterator[None]:
         """An error in here ends this run, and no other."""
         try:
-            yield
+            with _in_memory(self.recipe):
+                yield
         except Exception as error:
             self.error = error
             self.run.status, self.run.reason = "failed", f"{type(error).__name__}: {error}"
-            self.run.save()
+            with suppress(OSError):  # a full disk, say: then that is the error to tell
+                _save(self.run)
+            if distributed.size() > 1 and not isinstance(error, FloatingPointError):
+                raise  # the other processes have no such error, and would wait for this one for ever
 
     def begin(self) -> None:
         self.model.train()
         self.sums = {}
 
-    def step(self, x: Tensor, labels: Tensor, taught: tuple, precision: Callable, epochs: float) -> None:
-        """One step of SGD, ``epochs`` after the beginning."""
+    def step(self, x: Tensor, labels: Tensor, share: float, taught: tuple, precision: Callable, epochs: float) -> None:
+        """One step of SGD, ``epochs`` after the beginning, on images that are a ``share`` of the step's."""
         progress = epochs / self.recipe.epochs
         self._schedule(progress)
         with precision():
@@ -384,11 +428,16 @@ class _Student:
         terms = {name: TERMS[name](batch) for name in wanted}
         loss = sum(wanted[name] * terms[name] for name in wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        # Every term is a mean over images, so that the batch's is the sum of the parts', each times its share. They are
+        # added up here: DistributedDataParallel hides `groups`, and is not made for the gradient terms' autograd.grad.
+        (loss * share).backward()
         wrong = (batch.logits.argmax(dim=1) != labels).float().mean()
-        for name, value in {"loss": loss, **terms, "train_error": wrong}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(labels)
+        sums = {n: v.detach() * len(labels) for n, v in {"loss": loss, **terms, "train_error": wrong}.items()}
+        gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
+        distributed.add_up([*gradients, *sums.values()])
+        self.optimizer.step()
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def _schedule(self, progress: float) -> None:
         """Set the learning rate; start without momentum after a drop (the authors' code makes a new optimizer there)
@@ -410,7 +459,9 @@ class _Student:
         """Write the epoch into the history."""
         row = {name: (value / images).item() for name, value in self.sums.items()}
         row["train_error"] *= 100
-        row["test_error"] = evaluate(self.model, test_set)
+        row["test_error"] = evaluate(self.model, test_set)  # by every process: the others would only wait for one
+        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+            raise FloatingPointError(f"the weights are no numbers after epoch {epoch + 1}: lower lr or beta")
         self.run.history.append({"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row)
 
     def save(self, seconds: float) -> None:
@@ -419,11 +470,13 @@ class _Student:
         if len(self.run.history) < self.recipe.epochs:
             return _checkpoint(self)
         content = save_tensors(_contiguous(self.model.state_dict()))
-        runs.write(self.run.folder / "weights.safetensors", content)
         self.run.weights = hashlib.sha256(content).hexdigest()
+        if distributed.is_first():
+            runs.write(self.run.folder / "weights.safetensors", content)
         self.run.status, self.run.reason = "finished", None
-        self.run.save()
-        (self.run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        _save(self.run)
+        if distributed.is_first():
+            (self.run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -451,10 +504,20 @@ def _checkpoint(student: _Student) -> None:
     momentum = {f"momentum.{name}": held["momentum_buffer"] for name, held in state.items() if held}
     model = {f"model.{name}": tensor for name, tensor in student.model.state_dict().items()}
     model |= {f"regressors.{name}": tensor for name, tensor in student.regressors.state_dict().items()}
-    about = {"key": student.run.key, "history": json.dumps(student.run.history)}
-    runs.write(student.run.folder / "checkpoint.safetensors", save_tensors(_contiguous(model | momentum), about))
+    about, tensors = {"key": student.run.key, "history": json.dumps(student.run.history)}, _contiguous(model | momentum)
+    content = save_tensors(tensors, about | {"sha256": _digest(tensors, about)})
     student.run.status, student.run.reason = "running", None
-    student.run.save()
+    if distributed.is_first():
+        runs.write(student.run.folder / "checkpoint.safetensors", content)
+        student.run.save()
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """Hash of a checkpoint, which safetensors has none of: a flipped bit must not be trained on."""
+    digest = hashlib.sha256(json.dumps([about["key"], about["history"]]).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _restore(student: _Student) -> None:
@@ -469,6 +532,8 @@ def _restore(student: _Student) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if about.get("key") != student.run.key:
             raise ValueError("it belongs to another run")
+        if about["sha256"] != _digest(tensors, about):
+            raise ValueError("it is damaged")
         student.model.load_state_dict(_part(tensors, "model."))
         student.regressors.load_state_dict(_part(tensors, "regressors."))
         for name, buffer in _part(tensors, "momentum.").items():

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -89,7 +90,7 @@ def ours(
 ) -> Callable[[], None]:
     """A step of the package's own loop."""
     recipe = Recipe(lr=0.01, **fields)
-    run = training._open(recipe, folder, images, images, teacher)
+    run = training._open(recipe, folder, images, images, teacher, ExitStack())
     return steps_of(training._Cohort([run], images, images, teacher, compile))
 
 
@@ -101,12 +102,12 @@ def steps_of(cohort: training._Cohort) -> Callable[[], None]:
     batches = (batch for epoch in range(10**6) for batch in cohort._batches(epoch) if len(batch[0]) == size)
 
     def step() -> None:
-        pictures, labels = next(batches)
+        pictures, labels, share = next(batches)
         x = standardize(pictures)
         with cohort._precision():
             taught = cohort._teach(x) if cohort.teacher else (None, None)
         for student in cohort.students:
-            student.step(x, labels, taught, cohort._precision, epochs=3.0)
+            student.step(x, labels, share, taught, cohort._precision, epochs=3.0)
 
     return step
 
@@ -236,7 +237,8 @@ def side_by_side(images: Images, T: Run, folder: Path, batch: int = 128) -> dict
     methods = ("at", "kd", "at+kd")
     variants = {m: ours(images, T, folder / m, method=m, **fields) for m in methods}
     recipes = {m: Recipe(lr=0.01, method=m, **fields) for m in methods}
-    cohort = [training._open(recipe, folder / "cohort" / m, images, images, T) for m, recipe in recipes.items()]
+    places, locks = folder / "cohort", ExitStack()
+    cohort = [training._open(recipe, places / m, images, images, T, locks) for m, recipe in recipes.items()]
     variants["together"] = steps_of(training._Cohort(cohort, images, images, T, compile=False))
     seconds = take_turns(variants)
     together = seconds.pop("together")

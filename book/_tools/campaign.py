@@ -9,10 +9,13 @@ of the labels. The same command goes on where an earlier one stopped.
 
 import argparse
 import itertools
+import lzma
 import os
 import sys
 import tarfile
+import tempfile
 import time
+import zlib
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -67,16 +70,34 @@ def plan(teacher: str, student: str, common: dict[str, object], seeds: int) -> l
 
 
 def images(path: Path, out: Path) -> Path:
-    """The folder of images; an archive is unpacked first, beside the runs."""
+    """The folder of images; an archive is unpacked first, beside the runs.
+
+    Raises:
+        ValueError: if the archive is damaged.
+    """
     if path.is_dir():
         return path
     folder = out.with_name(out.name + "-images")
     if not folder.is_dir():
-        part = folder.with_name(folder.name + ".part")
-        with tarfile.open(path) as archive:
-            archive.extractall(part, filter="data")  # nothing outside that folder, no links, no devices
-        part.rename(folder)
+        try:
+            with tarfile.open(path) as archive:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as part:
+                    archive.extractall(f"{part}/images", filter="data")  # nothing outside that folder, no devices
+                    check_end(archive)
+                    Path(part, "images").rename(folder)
+        except (EOFError, lzma.LZMAError, zlib.error, tarfile.ReadError) as error:
+            why = str(error).splitlines()[0].rstrip(":")
+            raise ValueError(f"archive {str(path)!r} is damaged ({why}): fetch it again") from None
     return folder
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive that ends too soon: tarfile takes a damaged name for the end, and leaves checksums unread."""
+    archive.fileobj.seek(archive.offset)
+    rest = archive.fileobj.read()
+    if not rest or rest.strip(b"\0"):
+        raise tarfile.ReadError("it does not end as a tar file does")
 
 
 def work(unit: Unit, root: Path, out: Path, threads: int, compile: bool) -> None:
