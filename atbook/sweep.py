@@ -140,7 +140,8 @@ def _checked(content: dict, folder: Path) -> Sweep:
     for key in content:
         choose("sweep key", str(key), KEYS)
     fields, seeds = _fields(content, "recipe"), _seeds(content.get("seeds", 1))
-    grids = content.get("grid", {})
+    if (grids := content.get("grid", {})) == []:
+        raise ValueError("grid is empty: write fields with lists of values, or leave grid out")
     grids = [_grid(grid, fields) for grid in (grids if isinstance(grids, list) else [grids])]
     if (size := len(seeds) * sum(math.prod(map(len, grid.values())) for grid in grids)) > MOST:
         raise ValueError(f"it has {size} runs, more than {MOST}: make the grid smaller")
@@ -196,7 +197,7 @@ def _folder(content: dict, key: str, start: Path) -> Path | None:
     value = content.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or not (folder := (start / value).expanduser().resolve()).is_dir():
+    if not isinstance(value, str) or "\0" in value or not (folder := (start / value).expanduser().resolve()).is_dir():
         raise ValueError(f"{key} {value!r} is no folder: name one, as seen from {str(start)!r}")
     return folder
 
