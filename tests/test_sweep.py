@@ -57,12 +57,12 @@ def written(tmp_path):
 def test_the_file_in_the_book_is_sound():
     (path,) = (ROOT / "book" / "sweeps").glob("*.yaml")
     read = sweep.read(path)
-    assert len(read.cells) == 4 and len(read.recipes) == 20 and read.teacher.name == "teacher"
+    assert len(read.cells) == 4 and len(read.runs) == 20 and read.teacher.name == "teacher"
 
 
 def test_every_combination_once_and_a_list_of_grids_is_joined(written):
     read = sweep.read(written({"grid": {"lr": [0.1, "1e-2"], "batch": [5, 6]}, "seeds": [3, 7]}))
-    assert [(r.lr, r.batch, r.seed) for r in read.recipes] == [
+    assert [(r.lr, r.batch, r.seed) for r in read.runs] == [
         (lr, batch, seed) for lr in (0.1, 0.01) for batch in (5, 6) for seed in (3, 7)
     ]
     joined = sweep.read(written({"grid": [{"lr": [0.1]}, {"lr": [0.2], "p": [1, 2]}]}))
@@ -91,7 +91,7 @@ def test_every_combination_once_and_a_list_of_grids_is_joined(written):
         ({"grid": []}, "grid is empty"),
         ({"grid": {"lr": [0.1, 0.1]}}, "two runs are the same, lr 0.1"),
         ({"grid": {"lr": [0.1, -1]}}, "lr=-1 is not possible"),
-        ({"grid": {"lr": [0.1]}, "recipe": {"lr": 0.2}}, "'lr' is in recipe and in grid"),
+        ({"grid": {"lr": [0.1]}, "recipe": {"lr": 0.2}}, "'lr' is in the grid and beside it"),
         ({"grid": {"method": ["at"]}}, "method 'at' needs a teacher"),
         ({"grid": {"batch": [*range(1, 2000)]}, "seeds": 1000}, "more than 100000"),
         ({"seeds": 0}, "seeds is 0"),
@@ -125,7 +125,7 @@ def test_any_file_is_a_sweep_or_one_sentence(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(yaml.safe_dump(content))
     try:
-        assert sweep.read(path).recipes
+        assert sweep.read(path).runs
     except ValueError as error:
         assert str(error).startswith("sweep ") and "\n" not in str(error)
 
@@ -264,7 +264,11 @@ def test_a_row_is_what_the_formulas_say(made_up):
         assert (table["low"][i], table["high"][i]) == pytest.approx(found, abs=0.05)
         if i:
             wanted = change([errors[i, seed] - errors[0, seed] for seed in seeds])
-            assert (table["pairs"][i], table["change"][i], table["verdict"][i]) == (len(own), wanted.mean, wanted.verdict)
+            assert (table["pairs"][i], table["change"][i], table["verdict"][i]) == (
+                len(own),
+                wanted.mean,
+                wanted.verdict,
+            )
     assert table["pairs"][0] == 0 and table["verdict"][0] == ""
 
 

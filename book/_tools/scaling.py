@@ -20,16 +20,17 @@ from pathlib import Path
 from record import record
 
 from atbook.engines import Engine, Local, attempt, finish
+from atbook.jobs import Job, Training, plan
 from atbook.recipes import Recipe
 from atbook.runs import MODULES, Run
-from atbook.sweep import Job, Sweep, plan
+from atbook.sweep import Sweep
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DATA = {"label": "none", "train": 1, "test": 1, "classes": 10, "fingerprint": ""}
 
 
 @dataclass(frozen=True, eq=False)
-class Sleep(Job):
+class Sleep(Training):
     """A run that sleeps instead of training, `seconds` in all, and logs when it begins and ends."""
 
     seconds: float = 1.0
@@ -101,7 +102,7 @@ def overhead(runs: int = 20, minutes: float = 2.0) -> dict[str, float]:
 def measured(runs: int = 4, epochs: int = 3, images: int = 2000) -> list[dict[str, float]]:
     """Real trainings by one and by two processes, without the seconds in which these begin."""
     recipes = [Recipe(student="wrn-16-1", train_images=images, epochs=epochs, seed=seed) for seed in range(runs)]
-    sweep = Sweep([{}], list(range(runs)), recipes, None, None, {}, 0.0)
+    sweep = Sweep([{}], list(range(runs)), recipes)
     rows = []
     for workers in (1, 2):
         with tempfile.TemporaryDirectory() as folder, Local(workers) as engine:
@@ -118,7 +119,7 @@ def main(arguments: list[str]) -> int:
     for name in parser.parse_args(arguments).parts or parts:
         value = parts[name]()
         print(name, *(value if isinstance(value, list) else [value]), sep="\n  ")
-        record(f"sweep {name}", value, (*MODULES, "engines", "sweep"))
+        record(f"sweep {name}", value, (*MODULES, "engines", "jobs", "sweep"))
     return 0
 
 
