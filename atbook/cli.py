@@ -236,7 +236,8 @@ def _report(name: str, planned: list[jobs.Job], baseline: dict, failed: dict, ou
     from atbook.runs import write
 
     table, left = report.aggregate(planned, baseline, failed), report.missing(planned, failed)
-    typer.echo("\n".join([report.text(table), "", *left, f"{len(planned) - len(left)} of {len(planned)} runs are finished"]))
+    done = f"{len(planned) - len(left)} of {len(planned)} runs are finished"
+    typer.echo("\n".join([report.text(table), "", *left, done]))
     write(out / "report.csv", table.to_csv(index=False).encode())
     write(out / "report.html", report.page(name, table, left).encode())
     return left

@@ -25,6 +25,7 @@ from scipy.stats import bootstrap
 from typer.testing import CliRunner
 
 from atbook import engines, report, sweep
+from atbook import jobs as planning
 from atbook.cli import app
 from atbook.names import METHODS
 from atbook.recipes import Recipe
@@ -139,14 +140,14 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 def test_names_of_folders_are_harmless():
     for value in ("../../etc", "$(rm -rf ~)", "a b;c", "\n", "-rf", "ü" * 300, (0, 1)):
-        name = sweep._readable({"x": value}, 0)
+        name = planning._readable({"x": value}, 0)
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)
 
 
 def planned(tmp_path, **content):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({"recipe": TINY} | content, sort_keys=False))
-    return sweep.plan(sweep.read(path), tmp_path / "out")
+    return planning.plan(sweep.read(path), tmp_path / "out")
 
 
 def finish(jobs, engine=None):
@@ -348,7 +349,7 @@ def workers_of(process):
 def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written):
     """First a worker is killed, then everything; then two sweeps at once do the rest."""
     path = written({"recipe": TINY | {"epochs": 4}, "seeds": 3})
-    jobs = sweep.plan(sweep.read(path), tmp_path / "out")
+    jobs = planning.plan(sweep.read(path), tmp_path / "out")
 
     whole = start(path, tmp_path / "out")
     first = wait_for(lambda: in_hand(jobs))
@@ -367,7 +368,7 @@ def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written)
     assert [process.returncode for process in both] == [0, 0], outputs
     assert all("3 of 3 runs are finished" in output for output in outputs)
 
-    for job, alone in zip(jobs, sweep.plan(sweep.read(path), tmp_path / "alone"), strict=True):
+    for job, alone in zip(jobs, planning.plan(sweep.read(path), tmp_path / "alone"), strict=True):
         alone.go()
         a, b = (json.loads((job.folder / "receipt.json").read_text()) for job in (job, alone))
         for row in a["history"] + b["history"]:
@@ -378,7 +379,7 @@ def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written)
 
 def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written):
     path = written({"recipe": TINY | {"epochs": 1000}})
-    jobs = sweep.plan(sweep.read(path), tmp_path / "out")
+    jobs = planning.plan(sweep.read(path), tmp_path / "out")
     process = start(path, tmp_path / "out")
     wait_for(lambda: in_hand(jobs))
     children = workers_of(process)
