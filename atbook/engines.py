@@ -91,14 +91,15 @@ def dispatch(jobs: Sequence[Job], engine: Engine, notify: Callable[..., None]) -
             notify(flying.values())
             continue
         job, reason = flying.pop(future), _outcome(future)
-        if reason is None:
+        if reason is None and deaths[job] < engine.restarts:
             deaths[job] += 1
-            reason = BUSY if deaths[job] <= engine.restarts else f"its worker died: {future.exception()}"
-        if reason == BUSY:
+            waiting.appendleft(job)
+        elif reason == BUSY:
             waiting.append(job)
-            continue
-        failed |= {job: reason} if reason else {}
-        notify(flying.values(), job, reason)
+        else:
+            reason = f"its worker died: {future.exception()}" if reason is None else reason
+            failed |= {job: reason} if reason else {}
+            notify(flying.values(), job, reason)
     return failed
 
 

@@ -323,12 +323,23 @@ def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
         engines.Ray(None, 0)
 
 
-def start(path, out):
-    command = [sys.executable, "-m", "atbook.cli", "sweep", path, "--out", out, "--workers", "1"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start():
+    """Starts a sweep as a process of its own, with one worker."""
+    started = []
+
+    def start(path, out):
+        command = [sys.executable, "-m", "atbook.cli", "sweep", path, "--out", out, "--workers", "1"]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def wait_for(what, seconds=120):
+def wait_for(what, seconds=240):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "it took too long"
@@ -346,7 +357,7 @@ def workers_of(process):
     return [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
-def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written):
+def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written, start):
     """First a worker is killed, then everything; then two sweeps at once do the rest."""
     path = written({"recipe": TINY | {"epochs": 4}, "seeds": 3})
     jobs = planning.plan(sweep.read(path), tmp_path / "out")
@@ -377,7 +388,7 @@ def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written)
     assert not list((tmp_path / "out").rglob("checkpoint.safetensors"))
 
 
-def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written):
+def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written, start):
     path = written({"recipe": TINY | {"epochs": 1000}})
     jobs = planning.plan(sweep.read(path), tmp_path / "out")
     process = start(path, tmp_path / "out")
