@@ -13,9 +13,11 @@ from collections import Counter
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
+import scaling
 import torch
 import yaml
 from hypothesis import given, settings
@@ -215,7 +217,7 @@ class Dying:
 
 def test_a_run_is_started_again_a_limited_number_of_times(tmp_path):
     jobs = sleeps(tmp_path, 2, 0.0)
-    assert finish(jobs, Dying(3, restarts=2)) == {}
+    assert finish(jobs, Dying(2, restarts=2)) == {}
     jobs = sleeps(tmp_path / "b", 2, 0.0)
     assert finish(jobs, Dying(9, restarts=1)) == dict.fromkeys(jobs, "its worker died: gone")
 
@@ -317,6 +319,77 @@ def test_a_report_alone_trains_nothing(tmp_path, written):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.csv", "report.html"}
 
 
+CELLS = (
+    "epochs: int = 1  # rows, 1 to 5\nseed: int = 0  # of nothing\nout: str = ''  # folder",
+    """from pathlib import Path
+from atbook.recipes import Recipe
+from atbook.runs import Run
+data = {"label": "none", "train": 1, "test": 1, "classes": 10, "fingerprint": ""}
+for method, error in (("student", 20.0), ("symmetry", 10.0)):
+    run = Run(folder=Path(out) / f"{method}-{seed}", key="", recipe=Recipe(method=method), data=data, provenance={})
+    run.history, run.status = [{"epoch": 1, "test_error": error + epochs + seed, "seconds": 0}], "finished"
+    run.save()
+assert epochs != 4, "four is too many" """,
+)
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """A sweep of a chapter that writes two receipts, and fails where epochs is 4."""
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "chapter.ipynb")
+    return {"chapter": "chapter.ipynb", "grid": {"epochs": [1, 4]}}
+
+
+def test_a_chapter_is_swept_and_its_receipts_are_told(tmp_path, written, chapter):
+    read = sweep.read(written(chapter | {"seeds": [3], "baseline": {"epochs": 1}}))
+    jobs = planning.plan(read, tmp_path / "out")
+    failed = finish(jobs, Dying(0, 0))
+    assert jobs[0].state().status == "finished" and jobs[0].errors() == {"student": 24.0, "symmetry": 14.0}
+    assert set(failed) == {jobs[1]} and "four is too many" in failed[jobs[1]]
+    assert "four is too many" in report.missing(jobs)[0]
+    table = report.aggregate(jobs, read.baseline)
+    assert table["run"].fillna("").tolist() == ["student", "symmetry", ""]
+    assert table["mean %"].tolist()[:2] == [24.0, 14.0] and table["failed"].tolist() == [0, 0, 1]
+    assert "symmetry" in report.page("chapter", table, [])
+    again = planning.plan(sweep.read(written(chapter | {"grid": {"epochs": [1]}, "seeds": [3]})), tmp_path / "out")
+    assert again[0].folder == jobs[0].folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"grid": {"epocs": [1]}}, "did you mean 'epochs'"),
+        ({"grid": {"epochs": [1, 6]}}, "epochs=6 is not possible"),
+        ({"parameters": {"epochs": 1}}, "'epochs' is in the grid and beside it"),
+        ({"parameters": {"seed": 1}}, "seed is in parameters"),
+        ({"recipe": {}}, "sweep key 'recipe' is unknown"),
+        ({"chapter": "none.ipynb"}, "there is no notebook"),
+        ({"chapter": None}, "chapter is None"),
+        ({"chapter": "10", "grid": {}, "seeds": 2}, "has no parameter 'seed'"),
+        ({"chapter": "06-atention-transfer"}, "did you mean '06-attention-transfer'"),
+    ],
+)
+def test_a_wrong_sweep_of_a_chapter_is_refused(written, chapter, change, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sweep.read(written(chapter | change))
+
+
+def test_the_seed_goes_where_the_chapter_wants_it(written):
+    read = sweep.read(written({"chapter": 11, "grid": {"beta": [100, "1e3"]}, "seeds": 2}))
+    assert [(run["beta"], run["seeds"]) for run in read.runs] == [(b, [s]) for b in (100.0, 1000.0) for s in (0, 1)]
+    assert read.chapter.name == "11-cifar-wrn.ipynb" and read.cells == [{"beta": 100.0}, {"beta": 1000.0}]
+
+
+def test_scaling_is_measured_through_the_scheduler(monkeypatch):
+    monkeypatch.setattr(scaling, "WORKERS", (1, 8))
+    one, eight = scaling.simulated(seconds=0.2, each=2)
+    assert (one["runs"], eight["runs"]) == (2, 16)
+    assert 0.4 <= one["seconds"] and eight["seconds"] < 4 * one["seconds"], "side by side, not one by one"
+
+
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'atbook\[ray\]'"):
@@ -336,7 +409,8 @@ def start():
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for(what, seconds=240):
@@ -359,7 +433,7 @@ def workers_of(process):
 
 def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written, start):
     """First a worker is killed, then everything; then two sweeps at once do the rest."""
-    path = written({"recipe": TINY | {"epochs": 4}, "seeds": 3})
+    path = written({"recipe": TINY | {"epochs": 3}, "seeds": 2})
     jobs = planning.plan(sweep.read(path), tmp_path / "out")
 
     whole = start(path, tmp_path / "out")
@@ -377,7 +451,7 @@ def test_kills_of_a_worker_and_of_the_whole_change_no_receipt(tmp_path, written,
     both = [start(path, tmp_path / "out") for _ in "ab"]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert all("3 of 3 runs are finished" in output for output in outputs)
+    assert all("2 of 2 runs are finished" in output for output in outputs)
 
     for job, alone in zip(jobs, planning.plan(sweep.read(path), tmp_path / "alone"), strict=True):
         alone.go()
