@@ -1,4 +1,4 @@
-"""The command line: ``atbook train``, ``atbook runs`` and ``atbook check``. Torch is imported when it is needed."""
+"""The command line: ``atbook train``, ``rerun``, ``sweep``, ``runs``, ``check``, ``doctor``. Torch: when needed."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from atbook import protocols
-from atbook.names import TEACHERLESS
+from atbook import jobs, protocols
+from atbook import sweep as sweeps
+from atbook.names import TEACHERLESS, choose
 from atbook.recipes import Recipe
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 app = typer.Typer(help="Attention transfer that people can run.", no_args_is_help=True, add_completion=False)
 
@@ -96,6 +99,63 @@ def _pair(field: str) -> tuple[str, str]:
     return name, value
 
 
+@app.command("rerun", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def rerun_chapter(
+    context: typer.Context,
+    typed: Annotated[
+        list[str] | None, typer.Argument(metavar="CHAPTER [-p NAME VALUE] ...", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; reruns/CHAPTER if left out", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the rerun in that folder, from its last finished epoch")
+    ] = False,
+    help: Annotated[bool, typer.Option("--help", help="show this, and the parameters of CHAPTER")] = False,
+) -> None:
+    """Run a chapter with other parameters: its number (6), its name, or the path of a notebook.
+
+    OUT gets the executed notebook, an HTML page, rerun.json (running, finished or failed, and why) and, from a chapter
+    with a parameter "out", the receipts of its trainings, in OUT/runs unless that parameter names another folder.
+    """
+    from atbook import parameters
+
+    try:
+        chapter, values = _chapter_and_values(typed or [])
+        if help or chapter is None:
+            typer.echo(context.get_help() + ("" if chapter is None else "\n" + parameters.table(chapter)))
+            raise typer.Exit(0 if help else 2)
+        parameters.checked(chapter, values)  # before anything slow is imported
+        from atbook.rerun import rerun
+
+        record = rerun(chapter, values, out or Path("reruns") / parameters.find(chapter).stem, resume)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.echo("\natbook: stopped; the same command with --resume goes on from the last epoch", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{record.status}, in {str(record.folder)!r}" + (f": {record.reason}" if record.reason else ""))
+    raise typer.Exit(0 if record.status == "finished" else 1)
+
+
+def _chapter_and_values(typed: list[str]) -> tuple[str | None, dict[str, str]]:
+    """What stands between the options: the chapter, and the pairs after each -p (papermill's form)."""
+    rest, chapters, values = iter(typed), [], {}
+    for word in rest:
+        if word in ("-p", "--parameters"):
+            name, value = next(rest, None), next(rest, None)
+            if name is None or value is None:
+                raise ValueError(f"{word} takes a name and a value: write for example -p epochs 2")
+            values[name] = value
+        elif word.startswith("-"):
+            raise ValueError(f"option {word!r} is unknown: there are -p NAME VALUE, --out, --resume and --help")
+        else:
+            chapters.append(word)
+    if len(chapters) > 1:
+        raise ValueError(f"one chapter at a time, not {' and '.join(map(repr, chapters))}: values go after -p NAME")
+    return (chapters or [None])[0], values
+
+
 @app.command("runs")
 def show(
     folder: Annotated[Path | None, typer.Argument(help="where the runs are; the book's if left out")] = None,
@@ -127,6 +187,61 @@ def check(
     except (ValueError, OSError) as error:
         raise _fail(error) from None
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="recipe, grid and seeds, in YAML")],
+    out: Annotated[
+        Path | None, typer.Option(help="the folder of the runs; finished ones there are skipped [default: sweeps/FILE]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="runs at once on this machine", show_default="cores")] = CORES,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="of a GPU for each run on Ray, as 0.25")] = None,
+    report: Annotated[bool, typer.Option("--report", help="train nothing, only tell what there is")] = False,
+) -> None:
+    """Train what is missing of a sweep, and write its table as report.csv and report.html into its folder."""
+    out = out or Path("sweeps") / file.stem
+    try:
+        choose("engine", engine, ("local", "ray"))
+        described = sweeps.read(file)
+        if address and engine == "local":
+            raise ValueError("--address belongs to the engine 'ray': add --engine ray")
+        planned = jobs.plan(described, out)
+        failed = {}
+        if not report:
+            failed = _finish(planned, engine, workers, address, described.gpus if gpus is None else gpus)
+        left = _report(file.stem, planned, described.baseline, failed, out)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\natbook: stopped; the same command goes on from the last epochs in {str(out)!r}", err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if left else 0)
+
+
+def _finish(planned: list[jobs.Job], engine: str, workers: int, address: str | None, gpus: float) -> dict:
+    from atbook import engines
+    from atbook.report import Board
+
+    done = sum(job.state().status == "finished" for job in planned)
+    with engines.Local(workers) if engine == "local" else engines.Ray(address, gpus) as started:
+        with Board(len(planned), done) as board:
+            return engines.finish(planned, started, board)
+
+
+def _report(name: str, planned: list[jobs.Job], baseline: dict, failed: dict, out: Path) -> list[str]:
+    """Print and write what came out; returns what is not finished."""
+    from atbook import report
+    from atbook.runs import write
+
+    table, left = report.aggregate(planned, baseline, failed), report.missing(planned, failed)
+    done = f"{len(planned) - len(left)} of {len(planned)} runs are finished"
+    typer.echo("\n".join([report.text(table), "", *left, done]))
+    write(out / "report.csv", table.to_csv(index=False).encode())
+    write(out / "report.html", report.page(name, table, left).encode())
+    return left
 
 
 if __name__ == "__main__":
