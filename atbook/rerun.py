@@ -144,6 +144,8 @@ def _execute(notebook: Path, values: dict[str, object], folder: Path, progress: 
     """Run the notebook; what was executed is kept, as a notebook and as HTML, also when a cell fails."""
     import papermill
 
+    from atbook.page import render
+
     partial = folder / PARTIAL
     bars = {"progress_bar": progress, "stderr_file": sys.stderr if progress else None}
     try:
@@ -153,12 +155,8 @@ def _execute(notebook: Path, values: dict[str, object], folder: Path, progress: 
             raise RuntimeError("the kernel died before the last cell")  # papermill calls such cells completed
     finally:
         if partial.exists():
-            _render(partial, folder / f"{notebook.stem}.html")
             partial.replace(folder / notebook.name)
-
-
-def _render(notebook: Path, page: Path) -> None:
-    """Write a notebook as one HTML file: glued values in their places, pictures inside."""
+            render(folder / notebook.name, folder / f"{notebook.stem}.html")
 
 
 def _reason(error: Exception) -> str:
