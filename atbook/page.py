@@ -1,6 +1,7 @@
 """An executed chapter as one HTML file, for reading without Jupyter: pictures inside, glued values in their places."""
 
 import re
+from html import escape
 from pathlib import Path
 
 from atbook.runs import write
@@ -30,7 +31,8 @@ def render(notebook: Path, page: Path) -> None:
         cell.outputs = [o for o in cell.get("outputs", []) if "scrapbook" not in o.get("metadata", {})]
         for output in (o for o in cell.outputs if "data" in o):
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
-            output.metadata["alt"] = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            if "image/png" in output.data:
+                output.data = {"text/html": _figure(output.data["image/png"], cell.metadata.get("mystnb", {}))}
     html, _ = HTMLExporter(require_js_url="", embed_images=True).from_notebook_node(nb)
     write(page, html.encode())
 
@@ -40,6 +42,13 @@ def _glued(nb) -> dict[str, str]:
     outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
     named = [(output["metadata"].get("scrapbook"), output["data"]) for output in outputs if "data" in output]
     return {about["name"]: next(iter(data.values())) for about, data in named if about}
+
+
+def _figure(png: str, about: dict[str, dict[str, str]]) -> str:
+    """A picture with the text alternative and the caption of its cell."""
+    alt, caption = about.get("image", {}).get("alt", ""), about.get("figure", {}).get("caption", "")
+    picture = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png.strip()}">'
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _plain(text: str, glued: dict[str, str]) -> str:

@@ -212,6 +212,8 @@ def _range(kind: type, names: tuple[str, ...], help: str, field: str | None) -> 
     """What is allowed, in words: the comment's own, else the recipe's."""
     if names:
         return " or ".join((", ".join(names[:-1]), names[-1]))
+    if kind is str and field:
+        return str(Recipe.model_fields[field].description).partition(": ")[2]  # the names, where it has them
     if kind not in (int, float):
         return ""
     beside = "".join(f", or {found[0]}" for found in BESIDE.finditer(help))
@@ -267,9 +269,10 @@ def check(namespace: dict[str, object]) -> None:
 
 
 def table(chapter: str | Path) -> str:
-    """The parameters of a chapter as lines of text: name, type, default, allowed values, help."""
-    rows = [(p.name, p.kind, repr(p.default), p.range, p.help) for p in parameters(chapter).values()]
-    rows.insert(0, ("parameter", "type", "default", "allowed", ""))
+    """The parameters of a chapter as lines of text: name, type, default, meaning, allowed values."""
+    known = parameters(chapter).values()
+    rows = [(p.name, p.kind, repr(p.default), p.help, "" if p.range in p.help else p.range) for p in known]
+    rows.insert(0, ("parameter", "type", "default", "meaning", "allowed, if not said"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines = ["  ".join([cell.ljust(n) for cell, n in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
