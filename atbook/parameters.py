@@ -175,13 +175,14 @@ def parameters(chapter: str | Path) -> dict[str, Parameter]:
 
 def _declared(source: str) -> dict[str, Parameter]:
     """The parameters that a cell declares; a line in another form is an error."""
+    lines = ast.parse(source).body
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
     found = {}
-    for line in ast.parse(source).body:
+    for line in lines:
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value):
             raise ValueError(f"line {line.lineno} is not 'name: type = default  # help'")
         found[line.target.id] = _parameter(line, comments.get(line.end_lineno, ""))
@@ -261,7 +262,7 @@ def check(namespace: dict[str, object]) -> None:
     for source in namespace.get("In", ()):
         try:
             known = _declared(source)
-        except (SyntaxError, ValueError, tokenize.TokenError):
+        except (SyntaxError, ValueError):
             continue
         if known:
             namespace.update(_checked(known, {name: namespace.get(name) for name in known}))
