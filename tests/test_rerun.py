@@ -282,6 +282,7 @@ def test_the_last_word_may_be_lost_but_never_wrong(notebook, tmp_path, monkeypat
 
 
 def test_the_page_has_words_where_the_book_has_marks():
-    text = "(label)=\n## Title\n\n:::{admonition} Note\n:class: tip\nIt is {glue:text}`a:.1f` %, {cite:t}`b`, {term}`maps <map>`.\n:::\n"
+    text = "(label)=\n## Title\n\n:::{admonition} Note\n:class: tip\n"
+    text += "It is {glue:text}`a:.1f` %, {cite:t}`b`, {term}`maps <map>`.\n:::\n"
     assert _plain(text, {"a": "2.345"}) == "## Title\n\n**Note**\n\nIt is 2.3 %, [b], maps.\n\n"
     assert _plain("$$x$$ (eq)\n{glue:text}`b`", {"b": "'word'"}) == "$$x$$\nword"
