@@ -184,5 +184,13 @@ def check(
     raise typer.Exit(1 if wrong else 0)
 
 
+@app.command("doctor")
+def examine() -> None:
+    """Say what is installed and found here, what is missing, and the command that mends it."""
+    from atbook.doctor import main
+
+    raise typer.Exit(main())
+
+
 if __name__ == "__main__":
     app()
