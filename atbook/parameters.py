@@ -2,8 +2,8 @@
 
 One line declares a parameter: ``name: type = default  # help``. It obeys its annotation (int, float, bool, str or a
 list of these); its comment, where that says ``LOW to HIGH`` (HIGH may be another parameter), ``LOW or more`` or
-``a, b or c``; and, where `Recipe` has a field of its name, that field too (a list ``seeds`` obeys ``seed``, entry by
-entry). A number that the comment excepts, as in ``0 for all``, is allowed beside. Imports no torch.
+``a, b or c``; and, where `atbook.recipes.Recipe` has a field of its name, that field too (a list ``seeds`` obeys
+``seed``, entry by entry). A number that the comment excepts, as in ``0 for all``, is allowed beside. Imports no torch.
 """
 
 import ast
@@ -37,7 +37,7 @@ class Parameter:
         many: whether it is a list.
         range: which values are allowed, in words; empty where its type is all there is to say.
         names: the allowed names; empty where there is no such list.
-        field: the field of `Recipe` that it must obey too, if any.
+        field: the field of `atbook.recipes.Recipe` that it must obey too, if any.
     """
 
     name: str
@@ -257,7 +257,7 @@ def check(namespace: dict[str, object]) -> None:
     plain script there is none, and nothing is checked.
 
     Raises:
-        ValueError: the sentence that `checked` would give.
+        ValueError: one sentence naming the parameter, the same that a rerun on the command line would get.
     """
     for source in namespace.get("In", ()):
         try:

@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -64,7 +65,7 @@ def test_without_the_repository(tmp_path, monkeypatch):
 
 def test_other_missing_things_are_notes(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: (0, 0, 10**8))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     assert found("browser").mend == "apt install chromium" and found("free disk").mend.startswith("make room")
     assert doctor.can_run([found("browser"), found("free disk")])
 
