@@ -244,5 +244,13 @@ def _report(name: str, planned: list[jobs.Job], baseline: dict, failed: dict, ou
     return left
 
 
+@app.command("doctor")
+def examine() -> None:
+    """Say what is installed and found here, what is missing, and the command that mends it."""
+    from atbook.doctor import main
+
+    raise typer.Exit(main())
+
+
 if __name__ == "__main__":
     app()

@@ -2,8 +2,8 @@
 
 One line declares a parameter: ``name: type = default  # help``. It obeys its annotation (int, float, bool, str or a
 list of these); its comment, where that says ``LOW to HIGH`` (HIGH may be another parameter), ``LOW or more`` or
-``a, b or c``; and, where `Recipe` has a field of its name, that field too (a list ``seeds`` obeys ``seed``, entry by
-entry). A number that the comment excepts, as in ``0 for all``, is allowed beside. Imports no torch.
+``a, b or c``; and, where `atbook.recipes.Recipe` has a field of its name, that field too (a list ``seeds`` obeys
+``seed``, entry by entry). A number that the comment excepts, as in ``0 for all``, is allowed beside. Imports no torch.
 """
 
 import ast
@@ -37,7 +37,7 @@ class Parameter:
         many: whether it is a list.
         range: which values are allowed, in words; empty where its type is all there is to say.
         names: the allowed names; empty where there is no such list.
-        field: the field of `Recipe` that it must obey too, if any.
+        field: the field of `atbook.recipes.Recipe` that it must obey too, if any.
     """
 
     name: str
@@ -175,13 +175,14 @@ def parameters(chapter: str | Path) -> dict[str, Parameter]:
 
 def _declared(source: str) -> dict[str, Parameter]:
     """The parameters that a cell declares; a line in another form is an error."""
+    lines = ast.parse(source).body
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
     found = {}
-    for line in ast.parse(source).body:
+    for line in lines:
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value):
             raise ValueError(f"line {line.lineno} is not 'name: type = default  # help'")
         found[line.target.id] = _parameter(line, comments.get(line.end_lineno, ""))
@@ -212,6 +213,8 @@ def _range(kind: type, names: tuple[str, ...], help: str, field: str | None) -> 
     """What is allowed, in words: the comment's own, else the recipe's."""
     if names:
         return " or ".join((", ".join(names[:-1]), names[-1]))
+    if kind is str and field:
+        return str(Recipe.model_fields[field].description).partition(": ")[2]  # the names, where it has them
     if kind not in (int, float):
         return ""
     beside = "".join(f", or {found[0]}" for found in BESIDE.finditer(help))
@@ -254,12 +257,12 @@ def check(namespace: dict[str, object]) -> None:
     plain script there is none, and nothing is checked.
 
     Raises:
-        ValueError: the sentence that `checked` would give.
+        ValueError: one sentence naming the parameter, the same that a rerun on the command line would get.
     """
     for source in namespace.get("In", ()):
         try:
             known = _declared(source)
-        except (SyntaxError, ValueError, tokenize.TokenError):
+        except (SyntaxError, ValueError):
             continue
         if known:
             namespace.update(_checked(known, {name: namespace.get(name) for name in known}))
@@ -267,9 +270,10 @@ def check(namespace: dict[str, object]) -> None:
 
 
 def table(chapter: str | Path) -> str:
-    """The parameters of a chapter as lines of text: name, type, default, allowed values, help."""
-    rows = [(p.name, p.kind, repr(p.default), p.range, p.help) for p in parameters(chapter).values()]
-    rows.insert(0, ("parameter", "type", "default", "allowed", ""))
+    """The parameters of a chapter as lines of text: name, type, default, meaning, allowed values."""
+    known = parameters(chapter).values()
+    rows = [(p.name, p.kind, repr(p.default), p.help, "" if p.range in p.help else p.range) for p in known]
+    rows.insert(0, ("parameter", "type", "default", "meaning", "allowed, if not said"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines = ["  ".join([cell.ljust(n) for cell, n in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

@@ -7,6 +7,7 @@ what it trained (where the chapter has a parameter ``out``), ``OUT/.lock`` what 
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -125,8 +126,6 @@ def rerun(
 
 def _go(notebook: Path, record: Record, progress: bool) -> None:
     """Execute, and write what came of it."""
-    import time
-
     start = time.monotonic()
     values = dict(record.parameters)
     if values.get("out") == "":
@@ -143,22 +142,29 @@ def _go(notebook: Path, record: Record, progress: bool) -> None:
 def _execute(notebook: Path, values: dict[str, object], folder: Path, progress: bool) -> None:
     """Run the notebook; what was executed is kept, as a notebook and as HTML, also when a cell fails."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     partial = folder / PARTIAL
     bars = {"progress_bar": progress, "stderr_file": sys.stderr if progress else None}
     try:
         papermill.execute_notebook(notebook, partial, values, kernel_name="python3", language="python", **bars)
-        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
-        if any(c["cell_type"] == "code" and c["source"] and c["execution_count"] is None for c in cells):
-            raise RuntimeError("the kernel died before the last cell")  # papermill calls such cells completed
-    finally:
-        if partial.exists():
-            _render(partial, folder / f"{notebook.stem}.html")
-            partial.replace(folder / notebook.name)
+    except (papermill.PapermillExecutionError, DeadKernelError):
+        _keep(partial, notebook.name)
+        raise
+    except OSError:
+        partial.unlink(missing_ok=True)  # half-written, where the disk is full
+        raise
+    cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+    _keep(partial, notebook.name)
+    if any(c["cell_type"] == "code" and c["source"] and c["execution_count"] is None for c in cells):
+        raise RuntimeError("the kernel died before the last cell")  # papermill calls such cells completed
 
 
-def _render(notebook: Path, page: Path) -> None:
-    """Write a notebook as one HTML file: glued values in their places, pictures inside."""
+def _keep(partial: Path, name: str) -> None:
+    from atbook.page import render
+
+    notebook = partial.replace(partial.with_name(name))
+    render(notebook, notebook.with_suffix(".html"))
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,197 @@
+"""``atbook doctor``: what is installed and found here, what is missing, and the command that mends it.
+
+``python -m atbook.doctor`` does the same where not even the command line's own packages are installed.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from atbook import __version__
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NEEDED = ("atbook", "chapters")  # parts of requirements.txt without which no chapter runs
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, what was found, how to mend it (None: all is well), whether the book needs it."""
+
+    what: str
+    found: str
+    mend: str | None = None
+    needed: bool = False
+
+
+def examine() -> list[Finding]:
+    """Look at everything, quickly and without network. Nothing is raised: what cannot be told is said to be so."""
+    looks = python, packages, pins, device, kernel, shapes, cifar, receipts, disk, browser
+    return [_safely(look) for look in looks]
+
+
+def can_run(findings: list[Finding]) -> bool:
+    """Whether nothing is wrong that a chapter needs."""
+    return not any(finding.mend and finding.needed for finding in findings)
+
+
+def lines(findings: list[Finding]) -> str:
+    """The findings as text: a mark, what, what was found, and below it the command that mends it."""
+    width = max(len(finding.what) for finding in findings)
+    marks = {(True, True): "missing", (True, False): "note"}
+    shown = []
+    for what, found, mend, needed in findings:
+        mark = marks.get((mend is not None, needed), "ok")
+        shown.append(f"{mark:<7}  {what:<{width}}  {found}")
+        if mend:
+            shown.append(f"{'':<9}{'':<{width}}  mend it: {mend}")
+    return "\n".join(shown)
+
+
+def _safely(look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except Exception as error:  # a broken installation is what this is for
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(look.__name__, f"cannot be told ({what})", _install(), look in (packages, device, receipts))
+
+
+def _install() -> str:
+    if (ROOT / "requirements.txt").exists():
+        return f'{sys.executable} -m pip install -r "{ROOT / "requirements.txt"}"'
+    return f"{sys.executable} -m pip install --upgrade atbook"
+
+
+def _pinned() -> dict[str, tuple[str, str]]:
+    """Package to its pin and the part of requirements.txt that it stands in; empty without the repository."""
+    path, part, found = ROOT / "requirements.txt", "", {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if heading := re.fullmatch(r"# (\w+)", line):
+            part = heading[1]
+        elif pin := re.match(r"([\w.-]+)==(\S+)", line):
+            found[pin[1]] = pin[2], part
+    return found
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def python() -> Finding:
+    found = f"{platform.python_version()} at {sys.executable}"
+    mend = None if sys.version_info >= (3, 11) else "install Python 3.11 or newer, then: make install PYTHON=python3.11"
+    return Finding("Python", found, mend, needed=True)
+
+
+def packages() -> Finding:
+    """What cannot run without: atbook itself, torch, and the other packages of the chapters."""
+    missing = [name for name, (_, part) in _pinned().items() if part in NEEDED and _installed(name) is None]
+    missing += [name for name in ("torch", "torchvision") if _installed(name) is None and name not in missing]
+    found = f"atbook {__version__}, torch {_installed('torch')}, torchvision {_installed('torchvision')}"
+    if not missing:
+        return Finding("packages", found, needed=True)
+    return Finding("packages", f"{found}; not installed: {', '.join(missing)}", _install(), needed=True)
+
+
+def pins() -> Finding:
+    pinned = _pinned()
+    if not pinned:
+        return Finding("tested versions", "the book's requirements.txt is not here, nothing to compare with")
+    held = {name: _installed(name) for name in pinned}
+    other = [
+        f"{name} {held[name] or 'not installed'} (tested: {pin})"
+        for name, (pin, _) in pinned.items()
+        if (held[name] or "").partition("+")[0] != pin
+    ]
+    return Finding("tested versions", ", ".join(other) or f"all {len(pinned)} as tested", _install() if other else None)
+
+
+def device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        fast = "fast" if torch.cuda.is_bf16_supported() else "not supported"
+        found = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, bfloat16 {fast}"
+    else:
+        found = f"CPU ({os.cpu_count()} cores), no GPU that torch can use, bfloat16 {_bfloat16()}"
+    return Finding("device", f"{found}, threads {torch.get_num_threads()}", needed=True)
+
+
+def _bfloat16() -> str:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "works"
+    return "fast" if re.search(r"amx_bf16|avx512_bf16|\bbf16\b", flags) else "works, but is not faster"
+
+
+def kernel() -> Finding:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    found = KernelSpecManager().find_kernel_specs().get("python3")
+    mend = None if found else f"{sys.executable} -m ipykernel install --sys-prefix"
+    return Finding("Jupyter kernel", f"python3 at {found}" if found else "no kernel python3", mend, needed=True)
+
+
+def _cache() -> Path:
+    from atbook.data import cache_folder
+
+    return cache_folder()
+
+
+def shapes() -> Finding:
+    cache, said = _cache(), "ATBOOK_DATA" if os.environ.get("ATBOOK_DATA") else "default"
+    made = sorted(cache.glob("shapes-*.safetensors"))
+    return Finding("data", f"{cache} ({said}): shapes {'made' if made else 'are made on first use, in seconds'}")
+
+
+def cifar() -> Finding:
+    folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    absent = [name for name, folder in folders.items() if not (_cache() / folder).is_dir()]
+    found = ", ".join(f"{name} {'not here' if name in absent else 'here'}" for name in folders)
+    mend = f"only where it is wanted: atbook train dataset={absent[0]} downloads it" if absent else None
+    return Finding("CIFAR", found, mend)
+
+
+def receipts() -> Finding:
+    from atbook.runs import book_runs
+
+    try:
+        folder = book_runs()
+    except FileNotFoundError as error:
+        return Finding("receipts", str(error), "run this inside a clone of the repository", needed=True)
+    status = [json.loads(path.read_text())["status"] for path in folder.rglob("receipt.json")]
+    teacher = (folder / "shapes" / "teacher" / "weights.safetensors").is_file()
+    found = f"{status.count('finished')} finished of {len(status)} in {folder}" + ("" if teacher else ", no teacher")
+    return Finding("receipts", found, None if teacher else f"git -C {ROOT} checkout -- book/runs", needed=True)
+
+
+def disk() -> Finding:
+    place = next(place for place in (_cache(), *_cache().parents) if place.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    return Finding("free disk", f"{free:.1f} GB at {place}", None if free > 1 else "make room, or set ATBOOK_DATA")
+
+
+def browser() -> Finding:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return Finding("browser", path or "none; the site's tests are skipped", None if path else "apt install chromium")
+
+
+def main() -> int:
+    """Print the findings; returns 0 if the book can run, else 1."""
+    findings = examine()
+    print(lines(findings))
+    return 0 if can_run(findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
