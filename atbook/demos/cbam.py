@@ -1,9 +1,10 @@
 """Two colour planes of two digits each; a frame names the plane, light the half. Which gates find the digit?
 
-Both: with one kind alone the network reads about the half of the digits which that kind tells it, or fewer. But this
-is so only because the network ends in a mean over all places, to which the other half adds its digit. With a maximum
-there, gates on channels find most digits without gates on places, and these added nothing in one seed that was tried:
-perhaps the layers in between put out what is not lit.
+Both: with every seed the two together read more than one kind alone, which reads about the half of the digits that it
+names, or fewer. Gates on places alone are hardly better than none. But this is so only because the network ends in a
+mean over all places, to which the other half adds its digit. With a maximum there, gates on channels find most digits
+without gates on places, and these added nothing in one seed that was tried: perhaps the layers in between put out what
+is not lit.
 """
 
 import torch

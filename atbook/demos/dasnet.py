@@ -1,14 +1,12 @@
 """A trained network, now frozen, may turn its channels up and down and look again: does that help?
 
-Hardly: less than a percent more images are read right. Gains that are the same for all images do about as well as a
-rule that sees them, so the feedback has not been shown to matter. Here the loss has a gradient, and with it a rule is
-found that is no worse, in a small part of the time; evolution does not need one. A rule drawn at random ruins the
-network.
+As evolution finds the rule, hardly: less than a percent more images are read right, and not with every seed. Gains that
+are the same for all images add nothing. Here the loss has a gradient, and with it a rule is found in a small part of
+the time that is better with every seed; evolution does not need one. A rule drawn at random ruins the network.
 
-The rule learns from new images of the digits that the network was trained on. From 300 other digits it learned what
-did not hold for new ones, and with a first width of 0.1 in place of 0.02 it lost ten percent. The paper sets the
-channels of many layers and gives more weight to images that are read wrong; here it is one layer and the mean
-cross-entropy.
+The rule learns from new images of the digits that the network was trained on. From 300 other digits it learned what did
+not hold for new ones, and with a first width of 0.1 in place of 0.02 it lost ten percent. The paper sets the channels
+of many layers and gives more weight to images that are read wrong; here it is one layer and the mean cross-entropy.
 """
 
 import torch

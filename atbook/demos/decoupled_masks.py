@@ -1,8 +1,9 @@
 """A box and the class of what is in it are given: which pixels are the object? Should the masks of classes compete?
 
 They should not. A pixel within the object looks the same in many classes; a softmax makes it choose one, a sigmoid does
-not. But the class is no help either: one mask for all does as well as ten, which is near to what the paper found, and
-of the ten, the mask of a wrong class does nearly as well as that of the right one.
+not. In so short a training the coupled masks remain below the score of the whole box. But the class is no help either:
+one mask for all does as well as ten, which is near to what the paper found, and of the ten, the mask of a wrong class
+does nearly as well as that of the right one.
 """
 
 import torch

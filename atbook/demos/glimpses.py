@@ -4,7 +4,8 @@ A little, in so few steps: both policies stay far from the right window. With th
 the policy is better than without in the mean of the recorded seeds, but not with every seed. A baseline lowers the
 variance of a gradient (the tests count this out), which need not show in one short training.
 
-Five glimpses of a smaller window do better than five random ones and still read few digits.
+Five glimpses of a smaller window do better than five random ones and still read few digits. They come hardly nearer to
+the digit than random ones; five fixed places were not tried.
 """
 
 import torch

@@ -2,9 +2,9 @@
 
 Down and up helps: a flat network of the same layers is slower and finds fewer corners. The rest does not follow the
 paper. Without the skips all has to go through the waist, and more corners are found; with them one stack does better
-than two. Twice as many steps did not change that order. Perhaps a point that may be 3 pixels off does not need what
-the skips keep; this was not tested. Without a loss of its own the first stack's heatmaps mean nothing, but the second's
-are hardly worse.
+than two. Twice as many steps did not change that order. Perhaps a point that may be 3 pixels off does not need what the
+skips keep; this was not tested. Without a loss of its own the first stack's heatmaps mean nothing, and the second's are
+worse: taken seed by seed, by 1 to 9 percent of the corners.
 """
 
 import math

@@ -1,9 +1,9 @@
 """A digit too small to read once the image is shrunk: does a network learn where to look closer from being surer there?
 
-It does: the rank loss alone moves the square towards the digit, from 8 pixels off to 3, and the digit is read better
-than in the whole image. The cross-entropy of the closer look teaches it as well. Neither makes the square as small as
-the true one. It works for a second reader that can read digits of all sizes to begin with, and with views that are
-means of finer samples; before, the square ran to the border, or stayed wide.
+It does: the rank loss alone moves the square towards the digit, from 8 pixels off to 3.5, and the digit is read better
+than in the whole image. The cross-entropy of the closer look teaches it as well. Neither zooms in: the squares stay as
+large as those of random weights. It works for a second reader that can read digits of all sizes to begin with, and with
+views that are means of finer samples; before, the square ran to the border, or stayed wide.
 
 Both readers see 16x16 pixels: one the whole image, shrunk; the other what the proposed square holds, enlarged. The
 authors first teach the proposal to point at the strongest activation; here it starts from random weights.

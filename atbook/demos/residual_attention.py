@@ -1,9 +1,9 @@
 """A digit among scraps of others: do masks on the features help, and is it better to add 1 to them?
 
 Neither shows in what is read: all arms are alike. Even to take away all that lies outside the digit's box hardly helps,
-so masks have little to win here. The learned ones are only a little higher on the digit than beside it. What shows, and
-without training, is why the paper adds 1: naive masks, one over another, make the features vanish. Batch norm before
-every convolution of a block may make up for that here; this was not tested.
+so masks have little to win here. The learned ones are about as high on the digit as beside it. What shows, and without
+training, is why the paper adds 1: naive masks, one over another, make the features vanish. Batch norm before every
+convolution of a block may make up for that here; this was not tested.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """A digit among scraps of others: does it help to keep the windows that hold an object, and to look at parts of it?
 
 To keep the windows that hold an object is what helps: all windows, or as many random ones, are worse than the whole
-image. Parts add nothing, and parts at random places do as well. To add the scores of both levels changes nothing.
+image. Parts add nothing, are even a little worse, and parts at random places do as well. To add the scores of both
+levels changes nothing.
 """
 
 from collections.abc import Callable
