@@ -109,6 +109,18 @@ class Images:
         """All images as they are, and labels, ``size`` at a time."""
         return zip(self.images.split(size), self.labels.split(size), strict=True)
 
+    def only(self, classes: Sequence[str]) -> "Images":
+        """The images of some classes, class after class, as a folder of them would have them.
+
+        Raises:
+            ValueError: if a class is unknown.
+        """
+        numbers = [self.classes.index(choose("class", name, self.classes)) for name in classes]
+        chosen = torch.cat([(self.labels == number).nonzero()[:, 0] for number in numbers])
+        labels = torch.cat([torch.full_like(self.labels[self.labels == n], i) for i, n in enumerate(numbers)])
+        masks = None if self.masks is None else self.masks[chosen]
+        return Images(self.images[chosen], labels, tuple(classes), masks, self.label)
+
     def fingerprint(self) -> str:
         """SHA-256 of images, labels, classes and masks, in hexadecimal: equal for equal data, wherever it came from."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
@@ -117,6 +129,15 @@ class Images:
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def write_folder(root: str | Path, train: Images, test: Images) -> None:
+    """Write images as a folder set, ``root/train/<class>/<number>.png`` and the same for test, without masks."""
+    for split, part in zip(SPLITS, (train, test), strict=True):
+        for n, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            path = Path(root) / split / part.classes[label] / f"{n:06}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
 def balanced(images: "Images | ImageFiles", n: int) -> Tensor:
