@@ -42,6 +42,7 @@ class ImageNetResNet(torchvision.models.ResNet):
 
     def __init__(self, name: str, num_classes: int = 1000) -> None:
         super().__init__(torchvision.models.resnet.BasicBlock, BLOCKS[name], num_classes)
+        del self.groups  # torchvision's number of groups of a convolution, needed while building alone
         constants = (torch.tensor(values)[:, None, None] for values in (MEAN, STD, IMAGENET_MEAN, IMAGENET_STD))
         mean, std, wanted_mean, wanted_std = constants
         self.register_buffer("scale", std / wanted_std, persistent=False)
@@ -127,7 +128,8 @@ class ImageFiles:
         return self._load(torch.arange(len(self)).split(size), _Views(self.paths, self.size, "none", 0))
 
     def _load(self, batches: Sequence[Tensor], views: "_Views") -> Iterator[tuple[Tensor, Tensor]]:
-        workers = 0 if len(self) < 1000 else min(8, len(os.sched_getaffinity(0)))  # starting one takes a second
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of Linux
+        workers = 0 if len(self) < 1000 else min(8, cores)  # starting one takes a second
         order, generator = [batch.tolist() for batch in batches], torch.Generator()  # torch's own stream stays as it is
         loader = DataLoader(views, batch_sampler=order, num_workers=workers, generator=generator)
         for batch, images in zip(batches, loader, strict=True):

@@ -24,9 +24,9 @@ OUT = Path(__file__).parents[1] / "runs" / "shapes-finetune"
 SOURCE, TARGET = CLASSES[:6], CLASSES[6:]
 STUDENT, TEACHER = "wrn-10-1", "wrn-10-2"
 COMMON = {"dataset": "folder", "schedule": "one-cycle", "precision": "bfloat16"}
-PRETRAINING = COMMON | {"epochs": 10, "batch": 64}
+PRETRAINING = COMMON | {"epochs": 8, "batch": 64}
 # The rate was set beforehand, to a fifth of the other one, and not tuned for anyone.
-TUNING = COMMON | {"epochs": 8, "batch": 20, "lr": 0.02, "groups": (1, 2)}
+TUNING = COMMON | {"epochs": 6, "batch": 20, "lr": 0.02, "groups": (1, 2)}
 KEPT = {"fixed_norm": True, "frozen_groups": 1}
 SEEDS = range(5)
 
@@ -36,10 +36,11 @@ def images(classes: tuple[str, ...], split: str, count: int) -> Images:
 
 
 def make(folder: Path) -> None:
-    """Images: 3,000 of the six classes, and only 200 of the four; 400 of either to test on."""
-    for name, classes, count in (("source", SOURCE, 3000), ("target", TARGET, 200)):
+    """Images: 2,400 of the six classes, and only 200 of the four; 400 of these to test on."""
+    for name, classes, train_images, test_images in (("source", SOURCE, 2400, 120), ("target", TARGET, 200, 400)):
         if not (folder / name).exists():
-            write_folder(folder / f".{name}", images(classes, "train", count), images(classes, "test", 400))
+            parts = images(classes, "train", train_images), images(classes, "test", test_images)
+            write_folder(folder / f".{name}", *parts)
             (folder / f".{name}").rename(folder / name)
 
 
