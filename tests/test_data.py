@@ -488,7 +488,7 @@ BAD = {
     "no image": (lambda root: (root / "train/dog/c.png").write_text("hello"),
                  "dog/c.png' cannot be read as an image .unknown format"),
     "unlike size": (lambda root: picture(root / "train/dog/d.png", size=(7, 5)),
-                    r"cat/a.png' has 6x5 and '.*dog/d.png' has 7x5 pixels\): resize them to one size"),
+                    r"cat/a.png' has 6x5 and '.*dog/d.png' has 7x5 pixels\): give image_size, or resize"),
     "16 bit": (lambda root: Image.new("I;16", (6, 5)).save(root / "train/dog/d.png"),
                "dog/d.png' cannot be read as an image .it has more than 8 bits"),
 }  # fmt: skip

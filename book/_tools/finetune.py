@@ -1,6 +1,6 @@
 """Trains what chapter 12 shows: networks that have learned six classes of `shapes` are fine-tuned on the other four.
 
-``python book/_tools/finetune.py FOLDER`` makes the images and all runs there, about eight minutes on one thread; stopped,
+``python book/_tools/finetune.py FOLDER`` makes the images and all runs there, in about eight minutes; stopped,
 it goes on where it was. At the end it puts the receipts, and how well each network's maps lie on the objects, into
 ``book/runs/shapes-finetune``. The weights stay in FOLDER.
 """
@@ -24,7 +24,7 @@ OUT = Path(__file__).parents[1] / "runs" / "shapes-finetune"
 SOURCE, TARGET = CLASSES[:6], CLASSES[6:]
 STUDENT, TEACHER = "wrn-10-1", "wrn-10-2"
 COMMON = {"dataset": "folder", "schedule": "one-cycle", "precision": "bfloat16"}
-PRETRAINING = COMMON | {"epochs": 6, "batch": 64}
+PRETRAINING = COMMON | {"epochs": 5, "batch": 64}
 # The rate was set beforehand, to a fifth of the other one, and not tuned for anyone.
 TUNING = COMMON | {"epochs": 6, "batch": 20, "lr": 0.02, "groups": (1, 2)}
 KEPT = {"fixed_norm": True, "frozen_groups": 1}
