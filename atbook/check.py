@@ -31,7 +31,7 @@ def recheck(folder: str | Path, root: str | Path | None = None, say: Callable[[s
         raise FileNotFoundError(f"no run in {str(folder)!r} has weights: give a folder that atbook train wrote")
     wrong = []
     for run in runs:
-        images = load(run.recipe.dataset, "test", root)
+        images = load(run.recipe.dataset, "test", root, run.recipe.image_size)
         if len(images) != run.data.test or len(images.classes) != run.data.classes:
             raise ValueError(f"run {run.folder.name!r} was tested on {run.data.test} images, here are {len(images)}")
         found = evaluate(run.model(), images)

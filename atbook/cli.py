@@ -43,17 +43,18 @@ def train(
         Path | None, typer.Option("--from", help="a recorded run's folder: train it again, as its receipt says")
     ] = None,
 ) -> None:
-    """Train one network; teacher=FOLDER names a finished run, protocol=NAME sets several fields at once."""
+    """Train one network; teacher=FOLDER names a finished run, start=FOLDER_OR_FILE pretrained weights,
+    protocol=NAME sets several fields at once."""
     try:
         if again is not None:
             if fields:
                 raise ValueError("--from takes the whole recipe from the receipt: leave out KEY=VALUE")
             run = _train_again(again, out, root)
         else:
-            recipe, teacher = _recipe(fields or [])
+            recipe, teacher, start = _recipe(fields or [])
             from atbook.train import train as run_training
 
-            run = run_training(recipe, out, root, teacher, compile)
+            run = run_training(recipe, out, root, teacher, compile, start=start)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
@@ -63,29 +64,28 @@ def train(
         typer.echo(f"test error {run.test_error:.2f} % after {len(run.history)} epochs, in {str(out)!r}")
 
 
-def _recipe(fields: list[str]) -> tuple[Recipe, str | None]:
-    """The recipe and the teacher's folder, out of what was typed."""
+def _recipe(fields: list[str]) -> tuple[Recipe, str | None, str | None]:
+    """The recipe, the teacher's folder and where the weights start from, out of what was typed."""
     pairs = dict(_pair(field) for field in fields)
-    teacher, protocol = pairs.pop("teacher", None), pairs.pop("protocol", None)
-    named = {} if protocol is None else protocols.fields(protocol)
-    recipe = Recipe(**named | Recipe.from_strings(pairs).model_dump(include=set(pairs)))
+    teacher, protocol, start = (pairs.pop(name, None) for name in ("teacher", "protocol", "start"))
+    recipe = Recipe.from_strings(pairs, protocol and protocols.fields(protocol))
     if (recipe.method not in TEACHERLESS) != (teacher is not None):
         needs = "needs" if teacher is None else "takes no"
         raise ValueError(f"method={recipe.method} {needs} teacher=RUN_FOLDER")
-    return recipe, teacher
+    return recipe, teacher, start
 
 
 def _train_again(folder: Path, out: Path, root: Path | None):
     """Train what a receipt describes, and say whether the first epoch came out the same."""
     import torch
 
-    from atbook.runs import Run, teacher_of
+    from atbook.runs import Run, start_of, teacher_of
     from atbook.train import train as run_training
 
     old = Run.load(folder)
     if torch.get_num_threads() != old.provenance["threads"]:
         torch.set_num_threads(old.provenance["threads"])  # sums in another order have other last digits
-    run = run_training(old.recipe, out, root, teacher_of(old), old.provenance["compiled"])
+    run = run_training(old.recipe, out, root, teacher_of(old), old.provenance["compiled"], start=start_of(old))
     losses = [{k: v for k, v in r.history[0].items() if k != "seconds"} for r in (old, run)]
     same = "the same to the last digit" if losses[0] == losses[1] else f"{losses[1]}, not {losses[0]}"
     typer.echo(f"first epoch: {same}")

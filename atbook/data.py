@@ -1,6 +1,7 @@
 """Images to train and test on: embedded shapes with object masks, CIFAR-10 and CIFAR-100, any folder of images.
 
 A data set is one tensor of bytes that lives on the device; augmentation and standardisation are tensor functions.
+Images that are large or of unlike size stay on the disk instead (`atbook.imagenet.ImageFiles`).
 """
 
 import hashlib
@@ -9,10 +10,11 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pooch
@@ -26,6 +28,9 @@ from tqdm import tqdm
 
 from atbook import shapes
 from atbook.names import DATASETS, choose
+
+if TYPE_CHECKING:  # it imports torchvision, and this module
+    from atbook.imagenet import ImageFiles
 
 SPLITS = ("train", "test")
 AUGMENTATIONS = ("crop-flip", "flip", "none")
@@ -84,14 +89,37 @@ class Images:
         Raises:
             ValueError: if ``n`` is smaller than the number of classes or larger than the number of images.
         """
-        if not len(self.classes) <= n <= len(self):
-            allowed = f"{len(self.classes)} (one of each class) to {len(self)} (all)"
-            raise ValueError(f"cannot take {n} images of {self.label!r}: choose from {allowed}")
-        seen = torch.nn.functional.one_hot(self.labels, len(self.classes)).cumsum(dim=0)
-        turn = seen.gather(1, self.labels[:, None])[:, 0]  # 1 for the first image of its class
-        chosen = (turn * len(self.classes) + self.labels).argsort()[:n]
+        chosen = balanced(self, n)
         masks = None if self.masks is None else self.masks[chosen]
         return Images(self.images[chosen], self.labels[chosen], self.classes, masks, self.label)
+
+    def to(self, device: torch.device) -> "Images":
+        """The same images and labels on a device, without masks."""
+        return Images(self.images.to(device), self.labels.to(device), self.classes, None, self.label)
+
+    def views(
+        self, batches: Sequence[Tensor], kind: str, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images of each batch, given by their numbers, as `augment` alters them, and the labels."""
+        for batch in batches:
+            batch = batch.to(self.labels.device)
+            yield augment(self.images[batch], kind, generator), self.labels[batch]
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images as they are, and labels, ``size`` at a time."""
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
+
+    def only(self, classes: Sequence[str]) -> "Images":
+        """The images of some classes, class after class, as a folder of them would have them.
+
+        Raises:
+            ValueError: if a class is unknown.
+        """
+        numbers = [self.classes.index(choose("class", name, self.classes)) for name in classes]
+        chosen = torch.cat([(self.labels == number).nonzero()[:, 0] for number in numbers])
+        labels = torch.cat([torch.full_like(self.labels[self.labels == n], i) for i, n in enumerate(numbers)])
+        masks = None if self.masks is None else self.masks[chosen]
+        return Images(self.images[chosen], labels, tuple(classes), masks, self.label)
 
     def fingerprint(self) -> str:
         """SHA-256 of images, labels, classes and masks, in hexadecimal: equal for equal data, wherever it came from."""
@@ -103,7 +131,29 @@ class Images:
         return digest.hexdigest()
 
 
-def load(name: str, split: str, root: str | Path | None = None) -> Images:
+def write_folder(root: str | Path, train: Images, test: Images) -> None:
+    """Write images as a folder set, ``root/train/<class>/<number>.png`` and the same for test, without masks."""
+    for split, part in zip(SPLITS, (train, test), strict=True):
+        for n, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            path = Path(root) / split / part.classes[label] / f"{n:06}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def balanced(images: "Images | ImageFiles", n: int) -> Tensor:
+    """The numbers that `Images.take` takes."""
+    labels, classes = images.labels, len(images.classes)
+    if not classes <= n <= len(labels):
+        allowed = f"{classes} (one of each class) to {len(labels)} (all)"
+        raise ValueError(f"cannot take {n} images of {images.label!r}: choose from {allowed}")
+    seen = torch.nn.functional.one_hot(labels, classes).cumsum(dim=0)
+    turn = seen.gather(1, labels[:, None])[:, 0]  # 1 for the first image of its class
+    return (turn * classes + labels).argsort()[:n]
+
+
+def load(
+    name: str, split: str, root: str | Path | None = None, image_size: int | None = None
+) -> "Images | ImageFiles":
     """A split of a data set; loaded once in a process, so its tensors must not be modified.
 
     A folder's images that change on the disk are seen by the next process.
@@ -113,6 +163,8 @@ def load(name: str, split: str, root: str | Path | None = None) -> Images:
         split: "train" or "test".
         root: for "folder" the folder that holds `train/<class>/*` and `test/<class>/*`; for the CIFARs where the
             official archive is, or is put (default: the cache folder, environment variable ATBOOK_DATA).
+        image_size: for "folder": images may be large and of any size; they stay on the disk, and each is decoded and
+            cropped to this height and width when it is needed.
 
     Raises:
         ValueError: if a name is unknown, or a folder's images do not make a data set.
@@ -122,11 +174,15 @@ def load(name: str, split: str, root: str | Path | None = None) -> Images:
     """
     choose("dataset", name, DATASETS)
     choose("split", split, SPLITS)
+    if image_size is not None and name != "folder":
+        raise ValueError(f"image_size is for dataset 'folder', not {name!r}: leave it out")
     if name == "shapes":
         return _shapes(split, cache_folder())
     if name == "folder" and root is None:
         raise ValueError("dataset 'folder' needs a root: give the folder that holds train/<class>/* and test/<class>/*")
     root = cache_folder() if root is None else Path(root).expanduser().resolve()
+    if image_size is not None:
+        return _image_files(root, split, image_size)
     return _folder(root, split) if name == "folder" else _cifar(name, split, root)
 
 
@@ -321,18 +377,31 @@ def _folder(root: Path, split: str) -> Images:
     Names that begin with a dot and files without an image's suffix are passed over, as are folders within a class.
     Grey and palette images become RGB, transparency is dropped, EXIF orientation is not applied.
     """
+    classes, files, labels = _listed(root, split)
+    # Both splits are held to the same first image, so that their sizes cannot differ either.
+    reference = _files(root / "train" / classes[0])[0]
+    images = torch.from_numpy(_decode(files, reference))
+    return Images(images.permute(0, 3, 1, 2).contiguous(), labels, classes, None, f"folder {root.name}")
+
+
+@lru_cache(maxsize=2)
+def _image_files(root: Path, split: str, size: int) -> "ImageFiles":
+    from atbook.imagenet import ImageFiles
+
+    classes, files, labels = _listed(root, split)
+    return ImageFiles(tuple(map(Path, files)), labels, classes, f"folder {root.name}", size)
+
+
+def _listed(root: Path, split: str) -> tuple[tuple[str, ...], list[str], Tensor]:
+    """The classes, the files and their labels of a split."""
     classes = _class_names(root / split)
     other = root / SPLITS[1 - SPLITS.index(split)]
     unlike = sorted(set(classes) ^ set(_class_names(other)))
     if unlike:
         raise ValueError(f"train and test of {str(root)!r} have unlike classes: {unlike[0]!r} is in one of them only")
     files = [_files(root / split / name) for name in classes]
-    # Both splits are held to the same first image, so that their sizes cannot differ either.
-    reference = _files(root / "train" / classes[0])[0]
-    images = torch.from_numpy(_decode([path for paths in files for path in paths], reference))
     counts = torch.tensor([len(paths) for paths in files])
-    labels = torch.arange(len(classes)).repeat_interleave(counts)
-    return Images(images.permute(0, 3, 1, 2).contiguous(), labels, classes, None, f"folder {root.name}")
+    return classes, [path for paths in files for path in paths], torch.arange(len(classes)).repeat_interleave(counts)
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry]:
@@ -364,17 +433,27 @@ def _decode(paths: list[str], reference: str) -> np.ndarray:
         pixels = _pixels(path)
         if pixels.shape != first.shape:
             sizes = [f"{p!r} has {a.shape[1]}x{a.shape[0]}" for p, a in ((reference, first), (path, pixels))]
-            raise ValueError(f"images are of unlike size ({' and '.join(sizes)} pixels): resize them to one size first")
+            what = f"images are of unlike size ({' and '.join(sizes)} pixels)"
+            raise ValueError(f"{what}: give image_size, or resize them to one size first")
         images[i] = pixels
     return images
 
 
 def _pixels(path: str) -> np.ndarray:
+    return np.asarray(read_image(path))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image of a file, in RGB.
+
+    Raises:
+        ValueError: if the file cannot be read as an image of 8 bits a channel.
+    """
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 raise ValueError("it has more than 8 bits a channel")
-            return np.asarray(image.convert("RGB"))
+            return image.convert("RGB")
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error...
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path!r} cannot be read as an image ({reason}): replace or remove it") from None
+        raise ValueError(f"{str(path)!r} cannot be read as an image ({reason}): replace or remove it") from None

@@ -6,7 +6,6 @@ Torch is imported when it is needed, so that a file with a slip in it is refused
 import itertools
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,7 @@ def _trainings(sweep: Sweep) -> Iterator[tuple[str, type, tuple]]:
         run = describe(recipe, sweep.root, teacher)
         if run.teacher:
             recipe = Recipe(**recipe.model_dump() | {"teacher": run.teacher.network})
-        key = run_key(recipe, run.data, run.teacher, code)
+        key = run_key(recipe, run.data, run.teacher, code=code)
         yield key, Training, (recipe, sweep.root, sweep.teacher if run.teacher else None)
 
 
@@ -162,13 +161,12 @@ def _describer() -> Callable:
 
     def describe(recipe: Recipe, root: Path | None, teacher):
         taught = training._teacher(recipe, teacher) if recipe.method not in TEACHERLESS else None
-        what = recipe.dataset, recipe.train_images, bool(taught)
+        what = recipe.dataset, recipe.train_images, recipe.image_size, bool(taught)
         if what not in described:
-            train_set, test_set = (training.load(recipe.dataset, split, root) for split in ("train", "test"))
+            train_set, test_set = (training.load(recipe.dataset, s, root, recipe.image_size) for s in ("train", "test"))
             if recipe.train_images is not None:
                 train_set = train_set.take(recipe.train_images)
-            with tempfile.TemporaryDirectory() as folder:
-                described[what] = training._open(recipe, Path(folder), train_set, test_set, taught)
+            described[what] = training.describe(recipe, Path(), train_set, test_set, taught)
         return described[what]
 
     return describe

@@ -1,16 +1,21 @@
-"""Networks for 32x32 images, with the outputs of their three groups of layers.
+"""Networks with the outputs of their groups of layers: three for 32x32 images, four in torchvision's for larger ones.
 
-``model(x)`` gives the logits, ``model.groups(x)`` the logits and a list of three activations.
+``model(x)`` gives the logits, ``model.groups(x)`` the logits and a list of activations. In every network here weights
+are registered in the order of the layers: groups by the names in ``GROUPS``, the classifier last.
 
 Wide residual networks: Zagoruyko and Komodakis, BMVC 2016 (arXiv 1605.07146), in the pre-activation form that the
 authors' attention-transfer code uses. Residual networks: He et al., CVPR 2016, section 4.2, in the form of the common
 CIFAR-100 benchmark (Tian et al., 2020). Network in network: Lin, Chen and Yan, ICLR 2014.
 """
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbook.names import network, wrn_shape
+from atbook.names import IMAGENET, network, wrn_shape
+
+GROUPS = ("group0", "group1", "group2")
 
 
 class Block(nn.Module):
@@ -40,6 +45,8 @@ class WideResNet(nn.Module):
         width: multiplies the channels 16, 32, 64 of the three groups.
         num_classes: number of logits.
     """
+
+    GROUPS = GROUPS
 
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
         super().__init__()
@@ -103,6 +110,8 @@ class ResNet(nn.Module):
         num_classes: number of logits.
     """
 
+    GROUPS = GROUPS
+
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
@@ -142,6 +151,7 @@ class NIN(nn.Module):
         num_classes: number of logits.
     """
 
+    GROUPS = GROUPS
     CHANNELS = ((192, 160, 96), (192, 192, 192), (192, 192))
 
     def __init__(self, width: float, batch_norm: bool, num_classes: int = 10) -> None:
@@ -187,7 +197,7 @@ def build(name: str, num_classes: int = 10) -> Network:
     """A freshly initialised network by its name, e.g. ``"wrn-16-1"``; seed torch before for the same weights.
 
     Args:
-        name: ``wrn-DEPTH-WIDTH``, or one of `atbook.names.NIN` and `atbook.names.RESNETS`.
+        name: ``wrn-DEPTH-WIDTH``, or one of `atbook.names.NIN`, `atbook.names.RESNETS` and `atbook.names.IMAGENET`.
         num_classes: 2 or more.
 
     Raises:
@@ -198,7 +208,38 @@ def build(name: str, num_classes: int = 10) -> Network:
         raise ValueError(f"num_classes is {num_classes}: a classifier needs 2 or more")
     if name.startswith("nin"):
         return NIN(0.5 if "thin" in name else 1.0, not name.endswith("-nobn"), num_classes)
+    if name in IMAGENET:
+        from atbook.imagenet import ImageNetResNet  # torchvision takes a second to import
+
+        return ImageNetResNet(name, num_classes)
     if name.startswith("resnet"):
         depth, _, width = name.removeprefix("resnet").partition("x")
         return ResNet(int(depth), int(width or 1), num_classes)
     return WideResNet(*wrn_shape(name), num_classes)
+
+
+def first_groups(model: Network, count: int) -> list[str]:
+    """Names of all weights from the input to the end of the first ``count`` groups, in order; none for 0."""
+    names = [name for name, _ in model.named_parameters()]
+    ends = [i for i, name in enumerate(names) if name.startswith(tuple(f"{g}." for g in model.GROUPS[:count]))]
+    return names[: ends[-1] + 1] if ends else []
+
+
+def start_from(model: Network, weights: Mapping[str, Tensor]) -> None:
+    """Load pretrained weights; a classifier of another number of classes keeps the model's own, new weights.
+
+    Args:
+        model: one that `build` made.
+        weights: a state dict of the same network: all tensors, and no others.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or, the classifier's aside, of another shape.
+    """
+    own, given = model.state_dict(), dict(weights)
+    for name in list(own)[-2:]:
+        if name in given and given[name].shape != own[name].shape:
+            given[name] = own[name]
+    unlike = sorted(own.keys() ^ given.keys()) or [n for n in own if own[n].shape != given[n].shape]
+    if unlike:
+        raise ValueError(f"the weights are not those of this network (tensor {unlike[0]!r}): use the same network's")
+    model.load_state_dict(given)

@@ -12,6 +12,7 @@ TEACHERLESS = ("student", "symmetry", "min-l2")
 MAPPINGS = ("f_sum", "f_max")
 NIN = ("nin-thin", "nin-wide", "nin-thin-nobn", "nin-wide-nobn")
 RESNETS = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4")
+IMAGENET = ("resnet18", "resnet34")  # torchvision's, for large images; four groups, where all others have three
 
 
 def choose(what: str, name: str, allowed: tuple[str, ...]) -> str:
@@ -27,16 +28,21 @@ def choose(what: str, name: str, allowed: tuple[str, ...]) -> str:
     raise ValueError(f"{what} {name!r} is unknown: choose one of {', '.join(map(repr, allowed))}{hint}")
 
 
+def count_groups(name: str) -> int:
+    """How many groups of layers a network has whose activations can be read."""
+    return 4 if name in IMAGENET else 3
+
+
 def network(name: str) -> str:
     """Return the name of a network if there is such a one.
 
     Raises:
         ValueError: naming the value and what is allowed (see also `wrn_shape`).
     """
-    if name in NIN + RESNETS:
+    if name in NIN + RESNETS + IMAGENET:
         return name
     if str(name).startswith(("nin", "resnet")):
-        return choose("network", name, NIN + RESNETS)
+        return choose("network", name, NIN + RESNETS + IMAGENET)
     wrn_shape(name)
     return name
 
@@ -50,7 +56,7 @@ def wrn_shape(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", str(name))
     if not match:
-        others = f"for example 'wrn-16-1', or one of {', '.join(NIN + RESNETS)}"
+        others = f"for example 'wrn-16-1', or one of {', '.join(NIN + RESNETS + IMAGENET)}"
         raise ValueError(f"network {name!r} is unknown: write wrn-DEPTH-WIDTH, {others}")
     depth, width = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6:

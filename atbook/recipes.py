@@ -2,17 +2,20 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from atbook.names import DATASETS, MAPPINGS, METHODS, TEACHERLESS, choose, network
+from atbook.names import DATASETS, MAPPINGS, METHODS, TEACHERLESS, choose, count_groups, network
 
 Network = Annotated[str, AfterValidator(network)]
 # The weight of a method's own term where it is not 1000; for gradients the paper has no figure, and these are ours.
 BETAS = {"grad-at": 0.1, "symmetry": 0.1, "min-l2": 0.1}
 # Two stages: the first until `hint_part` of the training, the second from there on.
 STAGED = {"fitnet": ("hint", "kd"), "at+fitnet": ("hint", "at")}
+# Step schedules: what lr is multiplied with, and after which parts of the training. Both are the authors'.
+STEPS = {"step": (0.2, (0.3, 0.6, 0.8)), "step-imagenet": (0.1, (0.3, 0.6, 0.9))}
 
 
 def _one_of(what: str, allowed: tuple[str, ...]):
@@ -29,6 +32,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     dataset: _one_of("dataset", DATASETS) = Field("shapes", description="the images: " + ", ".join(DATASETS))
+    image_size: int | None = Field(
+        None, ge=32, description="for a folder of images of unlike size: their side after cropping, in pixels"
+    )
     train_images: int | None = Field(None, ge=2, description="train on so many images, classes balanced; null for all")
     student: Network = Field("wrn-16-1", description="the network that is trained: wrn-16-1, nin-thin, resnet20 ...")
     teacher: Network | None = Field(None, description="the trained teacher's network; `train` fills it in")
@@ -36,8 +42,10 @@ class Recipe(BaseModel):
     epochs: int = Field(30, ge=1, description="passes over the training images (paper: 200)")
     batch: int = Field(128, ge=1, description="images per step")
     lr: float = Field(0.1, gt=0, description="peak learning rate")
-    schedule: _one_of("schedule", ("step", "one-cycle")) = Field(
-        "step", description="step: times 0.2 after 30, 60 and 80 % of the epochs; one-cycle: up for 30 %, then down"
+    schedule: _one_of("schedule", (*STEPS, "one-cycle")) = Field(
+        "step",
+        description="step: times 0.2 after 30, 60 and 80 % of the epochs; step-imagenet: times 0.1 after 30, 60 and "
+        "90 %; one-cycle: up for 30 %, then down",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="l2 penalty on all weights")
@@ -46,9 +54,12 @@ class Recipe(BaseModel):
     mapping: _one_of("mapping", MAPPINGS) = Field("f_sum", description="the attention map: " + ", ".join(MAPPINGS))
     p: float = Field(2.0, ge=1, description="power of the mapping function")
     form: _one_of("form", ("squared", "norm")) = Field("squared", description="of the attention-transfer loss")
-    groups: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Strict(False)] = Field(
-        (0, 1, 2), min_length=1, description="groups whose attention is transferred"
+    groups: Annotated[tuple[Annotated[int, Field(ge=0, le=3)], ...], Strict(False)] = Field(
+        (0, 1, 2), min_length=1, description="groups whose attention is transferred, from 0; resnet18 and 34 have four"
     )
+    transfer_from: int = Field(0, ge=0, description="epochs with labels alone, before the other terms are added")
+    frozen_groups: int = Field(0, ge=0, description="so many first groups keep the weights that training starts from")
+    fixed_norm: bool = Field(False, description="batch norm keeps the statistics and weights that training starts from")
     alpha: float = Field(0.9, ge=0, le=1, description="weight of distillation; cross-entropy has 1 - alpha")
     temperature: float = Field(4.0, gt=0, description="softens the logits in distillation")
     hint_part: float = Field(0.3, gt=0, lt=1, description="share of the epochs for the hint stage of fitnet")
@@ -68,10 +79,26 @@ class Recipe(BaseModel):
             raise ValueError(f"method {self.method!r} uses none, but teacher is {self.teacher!r}: leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        for name in filter(None, (self.student, self.teacher)):
+            if max(self.groups) >= (count := count_groups(name)):
+                raise ValueError(f"groups={list(self.groups)} is not possible: {name} has groups 0 to {count - 1}")
+        if self.frozen_groups > (count := count_groups(self.student)):
+            raise ValueError(f"frozen_groups={self.frozen_groups} is not possible: {self.student} has {count} groups")
+        if self.image_size and self.dataset != "folder":
+            raise ValueError(f"image_size is for dataset 'folder', not {self.dataset!r}: leave it out")
+        if self.transfer_from >= self.epochs:
+            what = f"transfer_from={self.transfer_from} is not possible with epochs={self.epochs}"
+            raise ValueError(f"{what}: the method's terms would never be added, give less")
+        if self.transfer_from and self.method in STAGED:
+            raise ValueError(f"method {self.method!r} has stages of its own: leave transfer_from out")
+        return self
+
     @classmethod
-    def from_strings(cls, fields: dict[str, str]) -> Self:
-        """A recipe from typed-in text: ``{"epochs": "3", "groups": "[2]", "method": "at"}``."""
-        return cls(**{name: _value(text) for name, text in fields.items()})
+    def from_strings(cls, fields: dict[str, str], given: Mapping[str, object] | None = None) -> Self:
+        """A recipe from typed-in text: ``{"epochs": "3", "groups": "[2]", "method": "at"}``; it overrules ``given``."""
+        return cls(**dict(given or {}) | {name: _value(text) for name, text in fields.items()})
 
 
 def _value(text: str) -> object:
@@ -116,11 +143,14 @@ def weights(recipe: Recipe, progress: float) -> dict[str, float]:
     ``ce`` is the cross-entropy with the labels, ``at`` attention transfer (equation 2), ``kd`` distillation, ``f-act``
     full activations, ``hint`` FitNets' first stage, ``grad-at``, ``symmetry`` and ``min-l2`` the losses on the input's
     gradient (equations 4 and 6, with their half). Where the paper says that beta decays, for AT+KD (section 4.1.2) and
-    F-ActT, it gives no schedule: the straight line to zero is ours.
+    F-ActT, it gives no schedule: the straight line to zero is ours. Before the epoch ``transfer_from`` there is
+    cross-entropy alone.
 
     Returns:
         Name of each term to its weight.
     """
+    if progress < recipe.transfer_from / recipe.epochs:
+        return {"ce": 1.0}
     method, progress = stage(recipe, progress)
     alpha, beta, fading = recipe.alpha, recipe.beta, recipe.beta * (1 - progress)
     return {
@@ -139,13 +169,15 @@ def weights(recipe: Recipe, progress: float) -> dict[str, float]:
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """The learning rate at ``progress`` in [0, 1] of the training; where a method has two stages, in its own.
 
-    ``step``: lr times 0.2 for each of 30, 60 and 80 % passed (the authors' epochs 60, 120 and 160 of 200).
+    ``step``: lr times 0.2 for each of 30, 60 and 80 % passed (the authors' epochs 60, 120 and 160 of 200);
+    ``step-imagenet``: times 0.1 for each of 30, 60 and 90 % (their epochs 30, 60 and 90 of 100).
     ``one-cycle``: a half cosine from lr/25 up to lr at 30 %, another down to lr/250000 (Smith and Topin, 2018;
     the shape and the constants of ``torch.optim.lr_scheduler.OneCycleLR``).
     """
     _, progress = stage(recipe, progress)
-    if recipe.schedule == "step":
-        return recipe.lr * 0.2 ** sum(progress >= milestone for milestone in (0.3, 0.6, 0.8))
+    if recipe.schedule in STEPS:
+        factor, milestones = STEPS[recipe.schedule]
+        return recipe.lr * factor ** sum(progress >= milestone for milestone in milestones)
     start, end, part = recipe.lr / 25, recipe.lr, progress / 0.3
     if progress > 0.3:
         start, end, part = recipe.lr, recipe.lr / 250_000, (progress - 0.3) / 0.7

@@ -34,7 +34,9 @@ from atbook.names import choose
 from atbook.recipes import Recipe
 
 # What a result depends on.
-MODULES = ("attention", "data", "distributed", "losses", "models", "names", "recipes", "shapes", "train")
+MODULES = (
+    "attention", "data", "distributed", "imagenet", "losses", "models", "names", "recipes", "shapes", "train",
+)  # fmt: skip
 FILES = ("receipt.json", "weights.safetensors", "checkpoint.safetensors")
 
 
@@ -65,6 +67,7 @@ class Run(BaseModel):
         status: ``running`` (also after a kill), ``finished`` or ``failed``; ``reason`` says why it failed.
         history: one row per epoch: ``epoch``, ``lr``, ``loss``, the terms of the loss, ``train_error`` and
             ``test_error`` in %, ``seconds``.
+        start: hash of the weights that training started from; None if they were drawn from the seed.
         weights: sha256 of ``weights.safetensors``, None until finished; a receipt may be passed on without that file.
     """
 
@@ -77,6 +80,7 @@ class Run(BaseModel):
     recipe: Recipe
     data: Data
     teacher: Teacher | None = None
+    start: str | None = None
     history: list[dict[str, float]] = []
     weights: str | None = None
     provenance: dict[str, str | int | bool | None]
@@ -221,9 +225,11 @@ def code_hash(modules: Sequence[str] = MODULES) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_key(recipe: Recipe, data: Data, teacher: Teacher | None, code: str | None = None) -> str:
-    """What makes a training the same: the recipe, the images, the teacher's weights and the code (`code_hash`)."""
-    parts = [recipe.model_dump(mode="json"), data.fingerprint, teacher and teacher.weights, code or code_hash()]
+def run_key(
+    recipe: Recipe, data: Data, teacher: Teacher | None, start: str | None = None, code: str | None = None
+) -> str:
+    """What makes a training the same: the recipe, the images, the teacher's and the first weights, and the code."""
+    parts = [recipe.model_dump(mode="json"), data.fingerprint, teacher and teacher.weights, start, code or code_hash()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -343,8 +349,8 @@ def paper_table(name: str) -> pd.DataFrame:
 
     Args:
         name: ``"paper1"`` (Table 1: CIFAR-10 test error in %, median of 5 runs), ``"paper2"`` (Table 2: mapping
-            functions), ``"paper3"`` (Table 3: losses on gradients, one run each) or ``"groups"`` (section 4.1.1: the
-            loss in one group only).
+            functions), ``"paper3"`` (Table 3: losses on gradients, one run each), ``"paper4"`` (Table 4: fine-tuning),
+            ``"paper5"`` (Table 5: ImageNet) or ``"groups"`` (section 4.1.1: the loss in one group only).
 
     Raises:
         ValueError: if there is no such table.
@@ -461,10 +467,21 @@ def teacher_of(run: Run) -> Run | None:
     Raises:
         FileNotFoundError: if it is not there.
     """
-    if run.teacher is None:
-        return None
+    return run.teacher and _beside(run, run.teacher.weights, "teacher")
+
+
+def start_of(run: Run) -> Run | None:
+    """The run whose weights a run started from, found beside it by their hash; None if it had none.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return run.start and _beside(run, run.start, "start")
+
+
+def _beside(run: Run, weights: str, what: str) -> Run:
     for other in load_runs(run.folder.parent):
-        if other.weights == run.teacher.weights and (other.folder / "weights.safetensors").is_file():
+        if other.weights == weights and (other.folder / "weights.safetensors").is_file():
             return other
     where = str(run.folder.parent)
-    raise FileNotFoundError(f"the teacher of {run.folder.name!r} is not in {where!r}: put its run, with weights, there")
+    raise FileNotFoundError(f"the {what} of {run.folder.name!r} is not in {where!r}: put its run, with weights, there")

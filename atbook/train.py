@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from atbook import attention, distributed, runs
 from atbook.compat import check_compiler
-from atbook.data import Images, augment, load, standardize
+from atbook.data import Images, load, standardize
 from atbook.losses import (
     activation_transfer,
     attention_transfer,
@@ -31,9 +32,9 @@ from atbook.losses import (
     hint,
     regressor,
 )
-from atbook.models import Network, build
+from atbook.models import Network, build, first_groups, start_from
 from atbook.names import TEACHERLESS
-from atbook.recipes import Recipe, learning_rate, stage, weights
+from atbook.recipes import STEPS, Recipe, learning_rate, stage, weights
 from atbook.runs import Run
 
 
@@ -136,6 +137,7 @@ def train(
     teacher: Run | str | Path | None = None,
     compile: bool = False,
     progress: bool = True,
+    start: Run | str | Path | None = None,
 ) -> Run:
     """Train a network as the recipe says, or go on where an earlier call was stopped.
 
@@ -153,20 +155,22 @@ def train(
         teacher: a finished run or its folder, for the methods that use one.
         compile: compile the networks with `torch.compile`: faster from a few epochs on, same mathematics.
         progress: show a bar with accuracy, test error and time left.
+        start: pretrained weights of the student's network: a finished run, its folder, or a ``.safetensors`` file. A
+            classifier of another number of classes is new.
 
     Returns:
         The finished run.
 
     Raises:
-        ValueError: if the teacher is missing, unfinished or of other classes, ``out`` holds another run or a damaged
-            one, or the networks cannot be compiled here.
+        ValueError: if the teacher is missing, unfinished or of other classes, the pretrained weights are missing or
+            another network's, ``out`` holds another run or a damaged one, or the networks cannot be compiled here.
         OSError: if ``out`` cannot be written to, or another process trains into it.
         FloatingPointError: if the loss or a weight stops being a number; the run is then marked as failed.
         MemoryError: if a batch does not fit into memory; so is it then.
     """
     if teacher is not None and recipe.method in TEACHERLESS:
         raise ValueError(f"method {recipe.method!r} uses no teacher: drop it, or choose a method that has one")
-    (run,) = train_together({out: recipe}, root, teacher, compile, progress)
+    (run,) = train_together({out: recipe}, root, teacher, compile, progress, start)
     return run
 
 
@@ -176,6 +180,7 @@ def train_together(
     teacher: Run | str | Path | None = None,
     compile: bool = False,
     progress: bool = True,
+    start: Run | str | Path | None = None,
 ) -> list[Run]:
     """Train students side by side on the same batches, with one pass of the teacher for all of them.
 
@@ -184,7 +189,7 @@ def train_together(
 
     Args:
         recipes: each run's folder and recipe; all must see the same batches.
-        root, teacher, compile, progress: as for `train`; methods that use no teacher do not get one.
+        root, teacher, compile, progress, start: as for `train`; methods that use no teacher do not get one.
 
     Returns:
         The finished runs, in order.
@@ -198,17 +203,18 @@ def train_together(
         check_compiler()
         if distributed.size() > 1:
             raise ValueError("several processes cannot train compiled networks: leave out compile, or torchrun")
-    recipe = _common(recipes)
+    recipe, pretrained = _common(recipes), _pretrained(recipes.values(), start)
     held = {out: _teacher(r, teacher) if r.method not in TEACHERLESS else None for out, r in recipes.items()}
-    train_set, test_set = load(recipe.dataset, "train", root), load(recipe.dataset, "test", root)
+    train_set, test_set = (load(recipe.dataset, split, root, recipe.image_size) for split in ("train", "test"))
     if recipe.train_images is not None:
         train_set = train_set.take(recipe.train_images)
     distributed.check(len(train_set), recipe.batch)
+    first = pretrained and pretrained.hash
     with _in_memory(recipe), ExitStack() as locks:
-        opened = [_open(recipes[out], Path(out), train_set, test_set, held[out], locks) for out in recipes]
+        opened = [_open(recipes[out], Path(out), train_set, test_set, held[out], first, locks) for out in recipes]
         if waiting := [run for run in opened if run.status != "finished"]:
             taught = next((held[out] for out in held if held[out]), None)
-            _Cohort(waiting, train_set, test_set, taught, compile).go(progress)
+            _Cohort(waiting, train_set, test_set, taught, compile, pretrained).go(progress)
     distributed.agree("finished")
     return opened
 
@@ -229,10 +235,41 @@ def _common(recipes: Mapping[str | Path, Recipe]) -> Recipe:
     if not recipes:
         raise ValueError("there is no recipe: give at least one run")
     first, *others = recipes.values()
-    for field in ("dataset", "train_images", "batch", "augment", "precision", "seed"):
+    for field in ("dataset", "image_size", "train_images", "batch", "augment", "precision", "seed"):
         if len(values := {getattr(recipe, field) for recipe in (first, *others)}) > 1:
             raise ValueError(f"runs that train together must agree in {field}, got {sorted(map(str, values))}")
     return first
+
+
+class _Pretrained(NamedTuple):
+    """Weights to start from, and the hash of their file."""
+
+    tensors: dict[str, Tensor]
+    hash: str
+
+
+def _pretrained(recipes: Iterable[Recipe], start: Run | str | Path | None) -> _Pretrained | None:
+    """The weights to start from, if they fit all students."""
+    if start is None:
+        if kept := [r for r in recipes if r.frozen_groups or r.fixed_norm]:
+            what = f"frozen_groups={kept[0].frozen_groups} and fixed_norm={kept[0].fixed_norm}"
+            raise ValueError(f"{what} keep pretrained weights as they are, and there are none: give them as `start`")
+        return None
+    if isinstance(start, Run) or Path(start).suffix != ".safetensors":
+        run = start if isinstance(start, Run) else Run.load(start)
+        run.model()  # refuses weights that are missing or not those of the receipt
+        start = run.folder / "weights.safetensors"
+    try:
+        content = Path(start).read_bytes()
+        tensors = load_tensors(content)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        what = f"cannot start from {str(start)!r} ({why})"
+        raise ValueError(f"{what}: give a finished run or a safetensors file") from None
+    with torch.random.fork_rng():
+        for name in {recipe.student for recipe in recipes}:
+            start_from(build(name), tensors)
+    return _Pretrained(tensors, hashlib.sha256(content).hexdigest())
 
 
 def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run:
@@ -247,8 +284,18 @@ def _teacher(recipe: Recipe, teacher: Run | str | Path | None) -> Run:
     return run
 
 
-def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, locks: ExitStack) -> Run:
-    """The run in ``out``, or a new one, locked unless it is finished; another run there is refused."""
+def describe(
+    recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, start: str | None = None
+) -> Run:
+    """A run that has not begun, as its receipt will describe it; nothing is written.
+
+    Args:
+        teacher: its finished run, for methods that have one.
+        start: the hash of the pretrained weights, if any.
+
+    Raises:
+        ValueError: if the teacher knows another number of classes than the images have.
+    """
     classes = len(train_set.classes)
     if teacher and teacher.data.classes != classes:
         known = teacher.data.classes
@@ -262,20 +309,27 @@ def _open(recipe: Recipe, out: Path, train_set: Images, test_set: Images, teache
     known = teacher and runs.Teacher(
         network=teacher.recipe.student, test_error=teacher.test_error, weights=teacher.weights or ""
     )
-    key = runs.run_key(recipe, data, known)
-    receipt = out / "receipt.json"
+    key = runs.run_key(recipe, data, known, start)
+    return Run(folder=out, key=key, recipe=recipe, data=data, teacher=known, start=start, provenance={})
+
+
+def _open(
+    recipe: Recipe, out: Path, train_set: Images, test_set: Images, teacher: Run | None, start: str | None,
+    locks: ExitStack,
+) -> Run:  # fmt: skip
+    """The run in ``out``, or a new one, locked unless it is finished; another run there is refused."""
+    new, receipt = describe(recipe, out, train_set, test_set, teacher, start), out / "receipt.json"
     if distributed.is_first() and not (receipt.exists() and Run.load(out).status == "finished"):
         locks.enter_context(runs.lock(out))
     if not receipt.exists():
-        run = Run(folder=out, key=key, recipe=recipe, data=data, teacher=known, provenance={})
-        _save(run)
-        return run
+        _save(new)
+        return new
     run = Run.load(out)
     if run.status == "finished" and distributed.is_first():
         with suppress(OSError):  # there is none, unless the process was killed just before it could remove it
             (out / "checkpoint.safetensors").unlink()
-    if run.key != key:
-        what = _differences(run, recipe, data)
+    if run.key != new.key:
+        what = _differences(run, new.recipe, new.data)
         raise ValueError(f"{str(out)!r} holds another run ({what}): choose another folder, or remove it")
     return run
 
@@ -290,27 +344,28 @@ def _differences(run: Run, recipe: Recipe, data: runs.Data) -> str:
     fields = [f"{name} {old[name]!r} there, {new[name]!r} now" for name in new if old[name] != new[name]]
     if run.data != data:
         fields.append("other images")
-    return "; ".join(fields) or "made by another teacher or another version of the code"
+    return "; ".join(fields) or "made by another teacher, other first weights or another version of the code"
 
 
 class _Cohort:
     """Students that learn side by side: their images, their teacher, and the loop over epochs and batches."""
 
     def __init__(
-        self, waiting: list[Run], train_set: Images, test_set: Images, teacher: Run | None, compile: bool
-    ) -> None:
+        self, waiting: list[Run], train_set: Images, test_set: Images, teacher: Run | None, compile: bool,
+        pretrained: _Pretrained | None,
+    ) -> None:  # fmt: skip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.images, self.labels = train_set.images.to(self.device), train_set.labels.to(self.device)
+        self.images = train_set.to(self.device)
         self.test_set, self.recipe = test_set, waiting[0].recipe
         wrap = torch.compile if compile else (lambda function: function)
         self.teacher = teacher and teacher.model()
         for run in waiting:
             run.provenance = runs.provenance(self.device, compile) | {"processes": distributed.size()}
-        self.students = [_Student(run, self.teacher, self.device, wrap) for run in waiting]
+        self.students = [_Student(run, self.teacher, self.device, wrap, pretrained) for run in waiting]
         if self.teacher:
             self.teacher = self.teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         self.teacher_forward = wrap(self.teacher.groups) if teacher else None
-        self.steps = math.ceil(len(self.labels) / self.recipe.batch)  # in one epoch
+        self.steps = math.ceil(len(self.images) / self.recipe.batch)  # in one epoch
 
     def go(self, progress: bool) -> None:
         """Train the epochs that are missing, and raise the first error, if any, at the end."""
@@ -335,17 +390,17 @@ class _Cohort:
         for step, (images, labels, share) in enumerate(self._batches(epoch)):
             x = standardize(images)
             with self._precision():
-                taught = self._teach(x) if any(student.is_taught for student in students) else (None, None)
+                taught = self._teach(x) if any(student.is_taught(epoch) for student in students) else (None, None)
             for student in students:
                 with student.failing():
                     student.step(x, labels, share, taught, self._precision, epoch + step / self.steps)
                     if step % 20 == 19 or step == self.steps - 1:
-                        student.check(epoch, step, len(self.labels), bar)
+                        student.check(epoch, step, len(self.images), bar)
                 bar.update()
             students = [student for student in students if student.error is None]
         for student in students:
             with student.failing():
-                student.end(epoch, len(self.labels), self.test_set)
+                student.end(epoch, len(self.images), self.test_set)
                 bar.set_postfix_str(f"test error {student.run.test_error:.2f} %")
         for student in [student for student in students if student.error is None]:
             with student.failing():
@@ -357,10 +412,10 @@ class _Cohort:
         Of each the part that this process computes, and which share of the batch that is.
         """
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-        for batch in torch.randperm(len(self.labels), generator=generator).split(self.recipe.batch):
-            batch, own = batch.to(self.device), distributed.part(len(batch))
-            images, labels = augment(self.images[batch], self.recipe.augment, generator)[own], self.labels[batch][own]
-            yield images, labels, len(labels) / len(batch)
+        batches = torch.randperm(len(self.images), generator=generator).split(self.recipe.batch)
+        for images, labels in self.images.views(batches, self.recipe.augment, generator):
+            own = distributed.part(len(labels))
+            yield images[own], labels[own], len(labels[own]) / len(labels)
 
     def _teach(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
@@ -373,20 +428,25 @@ class _Cohort:
 class _Student:
     """One run's network, optimizer and place in the training."""
 
-    def __init__(self, run: Run, teacher: Network | None, device: torch.device, wrap: Callable) -> None:
+    def __init__(
+        self, run: Run, teacher: Network | None, device: torch.device, wrap: Callable, pretrained: _Pretrained | None
+    ) -> None:
         self.run, self.recipe, self.error = run, run.recipe, None
-        self.is_taught = run.recipe.method not in TEACHERLESS
-        self.teacher = teacher if self.is_taught else None
+        self.teacher = None if run.recipe.method in TEACHERLESS else teacher
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             model = build(self.recipe.student, run.data.classes)
+        if pretrained:
+            start_from(model, pretrained.tensors)
+        self.kept = _keep(model, self.recipe)
         self.regressors = _regressors(self.recipe, model, self.teacher).to(device)
         self.model = model.to(device, memory_format=torch.channels_last)
         if distributed.size() > 1:
             distributed.share_statistics(self.model)
         self.forward = wrap(self.model.groups)
         settings = {"momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay, "fused": True}
-        self.parameters = dict(self.model.named_parameters())  # all that is trained, by name
+        # All that is trained, by name.
+        self.parameters = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         self.parameters |= {f"regressor.{name}": weight for name, weight in self.regressors.named_parameters()}
         self.optimizer = torch.optim.SGD(self.parameters.values(), self.recipe.lr, **settings)
         self.stage, _ = stage(self.recipe, 0.0)
@@ -395,6 +455,9 @@ class _Student:
     def epochs(self) -> tuple[int, int]:
         """In all, and done."""
         return self.recipe.epochs, len(self.run.history)
+
+    def is_taught(self, epoch: int) -> bool:
+        return self.teacher is not None and epoch >= self.recipe.transfer_from
 
     def is_learning(self) -> bool:
         return self.error is None and self.run.status != "finished"
@@ -415,6 +478,8 @@ class _Student:
 
     def begin(self) -> None:
         self.model.train()
+        for norm in self.kept:
+            norm.eval()
         self.sums = {}
 
     def step(self, x: Tensor, labels: Tensor, share: float, taught: tuple, precision: Callable, epochs: float) -> None:
@@ -444,7 +509,7 @@ class _Student:
         and when a new stage begins."""
         lr, group = learning_rate(self.recipe, progress), self.optimizer.param_groups[0]
         now, _ = stage(self.recipe, progress)
-        if now != self.stage or (self.recipe.schedule == "step" and lr < group["lr"]):
+        if now != self.stage or (self.recipe.schedule in STEPS and lr < group["lr"]):
             self.optimizer.state.clear()
         self.stage, group["lr"] = now, lr
 
@@ -485,9 +550,20 @@ def evaluate(model: nn.Module, images: Images, batch: int = 500) -> float:
     model.eval()
     device = next(model.parameters()).device
     wrong = 0
-    for x, y in zip(images.images.split(batch), images.labels.split(batch), strict=True):
+    for x, y in images.batches(batch):
         wrong += (model(standardize(x.to(device))).argmax(dim=1) != y.to(device)).sum().item()
     return 100 * wrong / len(images)
+
+
+def _keep(model: Network, recipe: Recipe) -> list[nn.Module]:
+    """Take what the recipe keeps as it is out of the training; returns the batch norms whose statistics stay, too."""
+    for name in first_groups(model, recipe.frozen_groups):
+        model.get_parameter(name).requires_grad_(False)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm for norm in norms if recipe.fixed_norm or not norm.weight.requires_grad]
+    for norm in kept:
+        norm.requires_grad_(False)
+    return kept
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,6 +57,30 @@ def test_take_goes_on_when_a_class_runs_out():
     assert some_images([0, 1, 2, 2, 2]).take(5).labels.tolist() == [0, 1, 2, 2, 2]
 
 
+def test_some_classes_alone_come_class_after_class():
+    some = some_images([2, 2, 0, 2, 1, 0], masks=True)
+    only = some.only(["c", "a"])
+    order = [0, 1, 3, 2, 5]
+    assert only.labels.tolist() == [0, 0, 0, 1, 1] and only.classes == ("c", "a")
+    assert torch.equal(only.images, some.images[order]) and torch.equal(only.masks, some.masks[order])
+    with pytest.raises(ValueError, match="class 'd' is unknown"):
+        some.only(["d"])
+
+
+def test_a_written_folder_is_read_back(tmp_path):
+    train, test = some_images([2, 0, 1, 2]).only("abc"), some_images([0, 1, 2])
+    data.write_folder(tmp_path / "set", train, test)
+    for split, part in (("train", train), ("test", test)):
+        found = load("folder", split, tmp_path / "set")
+        assert torch.equal(found.images, part.images) and torch.equal(found.labels, part.labels)
+        assert found.classes == part.classes
+
+
+def test_an_image_size_is_for_folders():
+    with pytest.raises(ValueError, match="image_size is for dataset 'folder', not 'shapes'"):
+        load("shapes", "train", image_size=32)
+
+
 @pytest.mark.parametrize("n", [-1, 0, 2, 5])
 def test_take_refuses_numbers_out_of_range(n):
     with pytest.raises(ValueError, match=rf"cannot take {n} images of 'some': choose from 3 .* to 4"):
@@ -464,7 +488,7 @@ BAD = {
     "no image": (lambda root: (root / "train/dog/c.png").write_text("hello"),
                  "dog/c.png' cannot be read as an image .unknown format"),
     "unlike size": (lambda root: picture(root / "train/dog/d.png", size=(7, 5)),
-                    r"cat/a.png' has 6x5 and '.*dog/d.png' has 7x5 pixels\): resize them to one size"),
+                    r"cat/a.png' has 6x5 and '.*dog/d.png' has 7x5 pixels\): give image_size, or resize"),
     "16 bit": (lambda root: Image.new("I;16", (6, 5)).save(root / "train/dog/d.png"),
                "dog/d.png' cannot be read as an image .it has more than 8 bits"),
 }  # fmt: skip

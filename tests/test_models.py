@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from atbook.compat import torchvision
-from atbook.models import build
+from atbook.models import build, first_groups, start_from
 from atbook.names import NIN, RESNETS
 
 
@@ -141,3 +141,39 @@ def test_bad_names_are_refused(name):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="num_classes is 1"):
         build("wrn-10-1", num_classes=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("wrn-10-1", "group0.0.conv1.weight"), ("resnet20", "group0.2.bn1.bias"), ("nin-thin", "group0.7.bias"),
+     ("resnet18", "layer1.1.bn2.bias")],
+)  # fmt: skip
+def test_the_first_group_ends_where_the_second_begins(name, last):
+    model = build(name)
+    names = [n for n, _ in model.named_parameters()]
+    first = first_groups(model, 1)
+    assert first == names[: len(first)] and first[-1] == last and names[len(first)].startswith(model.GROUPS[1])
+    assert first_groups(model, 0) == []
+    rest = set(names) - set(first_groups(model, len(model.GROUPS)))
+    assert not any(n.startswith(tuple(model.GROUPS)) for n in rest) and set(names[-2:]) <= rest
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet8x4", "nin-thin"])
+def test_pretrained_weights_are_all_taken_but_for_a_classifier_of_other_classes(name):
+    pretrained, same, other = build(name, 6), build(name, 6), build(name, 4)
+    classifier, fresh = list(other.state_dict())[-2:], other.state_dict()
+    fresh = {n: fresh[n].clone() for n in classifier}
+    start_from(same, pretrained.state_dict())
+    start_from(other, pretrained.state_dict())
+    for n, tensor in pretrained.state_dict().items():
+        assert torch.equal(same.state_dict()[n], tensor)
+        assert torch.equal(other.state_dict()[n], fresh[n] if n in classifier else tensor)
+
+
+def test_another_networks_weights_are_refused_and_nothing_is_loaded():
+    model = build("wrn-10-1")
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    for weights in (build("wrn-10-2").state_dict(), build("wrn-16-1").state_dict(), {}, build("resnet20").state_dict()):
+        with pytest.raises(ValueError, match="not those of this network"):
+            start_from(model, weights)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from atbook import protocols
 from atbook.names import METHODS
 from atbook.recipes import Recipe, learning_rate, stage, weights
 
@@ -24,7 +25,15 @@ def test_defaults_are_the_papers():
         ({"dataset": "cifar"}, "dataset 'cifar' is unknown"),
         ({"student": "wrn-17-1"}, "depth 17, which is not 6n"),
         ({"p": 0.5}, "p=0.5 is not possible"),
-        ({"groups": (3,)}, r"groups.0=3 is not possible"),
+        ({"groups": (4,)}, r"groups.0=4 is not possible"),
+        ({"groups": (1, 3)}, r"groups=\[1, 3\] is not possible: wrn-16-1 has groups 0 to 2"),
+        ({"groups": (3,), "student": "resnet18", "method": "at", "teacher": "resnet20"}, "resnet20 has groups 0 to 2"),
+        ({"frozen_groups": 4}, "frozen_groups=4 is not possible: wrn-16-1 has 3 groups"),
+        ({"frozen_groups": -1}, "frozen_groups=-1"),
+        ({"image_size": 224}, "image_size is for dataset 'folder', not 'shapes'"),
+        ({"image_size": 16, "dataset": "folder"}, "image_size=16"),
+        ({"transfer_from": 30, "method": "at"}, "transfer_from=30 is not possible with epochs=30"),
+        ({"transfer_from": 3, "method": "fitnet"}, "stages of its own: leave transfer_from out"),
         ({"groups": ()}, "groups="),
         ({"teacher": "wrn-16-2"}, "method 'student' uses none"),
         ({"teacher": "wrn-16-2", "method": "min-l2"}, "method 'min-l2' uses none"),
@@ -49,6 +58,8 @@ def test_recipes_are_frozen_and_survive_json():
 def test_typed_in_text():
     recipe = Recipe.from_strings({"epochs": "3", "lr": "1e-3", "method": "at", "groups": "[2]", "train_images": "null"})
     assert recipe == Recipe(epochs=3, lr=1e-3, method="at", groups=(2,))
+    named = Recipe.from_strings({"transfer_from": "50"}, protocols.fields("imagenet"))
+    assert (named.transfer_from, named.epochs, named.student) == (50, 100, "resnet18")
     for fields in ({"epochs": "three"}, {"epochs": "3.5"}, {"method": "3"}):
         with pytest.raises(ValueError, match=next(iter(fields))):
             Recipe.from_strings(fields)
@@ -98,6 +109,21 @@ def test_two_stages_have_a_schedule_each():
 def test_step_schedule_drops_at_the_authors_epochs():
     rates = [learning_rate(Recipe(), epoch / 200) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+
+
+def test_the_imagenet_protocol_is_the_papers():
+    recipe = Recipe(**protocols.fields("imagenet"), method="at")
+    rates = [learning_rate(recipe, epoch / 100) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert weights(recipe, 59.999 / 100) == {"ce": 1.0} and weights(recipe, 60 / 100) == {"ce": 1.0, "at": 1000.0}
+    assert (recipe.batch, recipe.weight_decay, recipe.groups, recipe.epochs) == (256, 1e-4, (2, 3), 100)
+
+
+@pytest.mark.parametrize("epochs", [7, 100, 173])
+def test_the_transfer_begins_with_its_epoch_to_the_step(epochs):
+    for first in range(1, epochs):
+        recipe = Recipe(method="at", epochs=epochs, transfer_from=first)
+        assert "at" in weights(recipe, first / epochs) and "at" not in weights(recipe, (first - 0.001) / epochs)
 
 
 def test_one_cycle_equals_torchs_own():

@@ -33,7 +33,7 @@ from atbook.train import evaluate, train, train_together
 def small_data(monkeypatch):
     """Random images with a hint of their class in the colour: 60 to train on, 40 to test on."""
 
-    def load(name, split, root=None):
+    def load(name, split, root=None, image_size=None):
         generator = torch.Generator().manual_seed(len(split))
         labels = torch.arange(60 if split == "train" else 40) % 2
         images = torch.randint(0, 200, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -363,3 +363,94 @@ def test_runs_that_see_other_batches_are_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match="method 'at' needs a teacher"):
         train_together({tmp_path / "a": Recipe(**SMALL), tmp_path / "b": Recipe(**SMALL, method="at")})
     assert not any(tmp_path.glob("[ab]"))
+
+
+# Fine-tuning
+
+
+def tensors_of(run):
+    return load_file(run.folder / "weights.safetensors")
+
+
+def test_fixed_norm_and_frozen_groups_stay_as_they_were_and_the_rest_learns(teacher, tmp_path):
+    recipe = Recipe(**SMALL, fixed_norm=True, frozen_groups=1)
+    run = train(recipe, tmp_path / "tuned", start=teacher, progress=False)
+    before, after = tensors_of(teacher), tensors_of(run)
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    norms = {name for name in before if ".bn" in name or name.startswith("bn.")}
+    assert kept == norms | {name for name in before if name.startswith(("conv0", "group0"))}
+    assert {"fc.weight", "group1.0.conv0.weight"} & kept == set()
+
+
+def test_frozen_groups_alone_keep_their_statistics_too(teacher, tmp_path):
+    run = train(Recipe(**SMALL, frozen_groups=2), tmp_path / "tuned", start=teacher.folder, progress=False)
+    before, after = tensors_of(teacher), tensors_of(run)
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {name for name in before if name.startswith(("conv0", "group0", "group1"))}
+
+
+def test_a_step_of_fine_tuning_is_one_of_sgd_on_the_loss(teacher, tmp_path):
+    """By hand: a model in evaluation mode, whose batch norms have no gradient, one batch of all 60 images."""
+    recipe = Recipe(**SMALL | {"epochs": 1, "batch": 60}, augment="none", fixed_norm=True, method="at", groups=(1, 2))
+    run = train(recipe, tmp_path / "tuned", teacher=teacher, start=teacher, progress=False)
+    model, taught = teacher.model(), teacher.model()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    rest = [p for p in model.parameters() if not any(p is q for norm in norms for q in norm.parameters())]
+    images = training.load("", "train")
+    x = standardize(images.images)
+    logits, groups = model.groups(x)
+    with torch.no_grad():
+        _, wanted = taught.groups(x)
+    loss = F.cross_entropy(logits, images.labels) + 1000 * attention_transfer(groups[1:], wanted[1:])
+    optimizer = torch.optim.SGD(rest, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    loss.backward()
+    optimizer.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensors_of(run)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_serves_as_a_run_does_and_the_key_knows_the_weights(teacher, tmp_path):
+    recipe = Recipe(**SMALL | {"epochs": 1})
+    runs = [
+        train(recipe, tmp_path / name, start=start, progress=False)
+        for name, start in (("run", teacher), ("file", teacher.folder / "weights.safetensors"), ("none", None))
+    ]
+    assert runs[0].weights == runs[1].weights != runs[2].weights
+    assert runs[0].key == runs[1].key != runs[2].key and runs[0].start == teacher.weights and runs[2].start is None
+    with pytest.raises(ValueError, match="other first weights"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("fields", [{"fixed_norm": True}, {"frozen_groups": 1}])
+def test_what_cannot_start_is_refused_and_nothing_is_written(fields, teacher, tmp_path):
+    out = tmp_path / "new"
+    with pytest.raises(ValueError, match="there are none: give them as `start`"):
+        train(Recipe(**SMALL, **fields), out, progress=False)
+    bad = tmp_path / "bad.safetensors"
+    with pytest.raises(ValueError, match="cannot start from .*No such file"):
+        train(Recipe(**SMALL, **fields), out, start=bad, progress=False)
+    bad.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot start from"):
+        train(Recipe(**SMALL, **fields), out, start=bad, progress=False)
+    with pytest.raises(ValueError, match="not those of this network"):
+        train(Recipe(**SMALL | {"student": "wrn-10-2"}, **fields), out, start=teacher, progress=False)
+    assert not out.exists()
+
+
+def test_fine_tuning_resumes_to_the_last_bit(teacher, tmp_path, monkeypatch):
+    recipe = Recipe(**SMALL, fixed_norm=True, frozen_groups=1, method="at", transfer_from=1)
+    whole = train(recipe, tmp_path / "whole", teacher=teacher, start=teacher, progress=False)
+    assert ["at" in row for row in whole.history] == [False, True, True]
+    real, writes = training._checkpoint, []
+
+    def stop(student):
+        real(student)
+        writes.append(student)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_checkpoint", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "stopped", teacher=teacher, start=teacher, progress=False)
+    again = train(recipe, tmp_path / "stopped", teacher=teacher, start=teacher, progress=False)
+    assert len(writes) == 2 and again.weights == whole.weights
