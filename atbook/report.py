@@ -61,8 +61,11 @@ def aggregate(jobs: Sequence[Job], baseline: Cell, failed: dict[Job, str] | None
     return pd.DataFrame(rows)
 
 
-def _text(value: object) -> object:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+def _text(value: object) -> str:
+    """A setting in all its digits, where the table rounds its numbers."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _middle(errors: list[float]) -> dict[str, float]:
@@ -89,7 +92,8 @@ def missing(jobs: Sequence[Job], failed: dict[Job, str] | None = None) -> list[s
         state = State("failed", failed[job]) if job in (failed or {}) else job.state()
         if state.status != "finished":
             reason = f" ({state.reason})" if state.reason else ""
-            what = f"unfinished, {state.epochs} epochs" if state.status == "running" else state.status
+            epochs = f", {state.epochs} epochs" if state.epochs else ""
+            what = f"unfinished{epochs}" if state.status == "running" else state.status
             lines.append(f"{job.folder.name}: {what}{reason}")
     return lines
 
@@ -121,6 +125,7 @@ def _plot(table: pd.DataFrame) -> str:
         figure, axes = plt.subplots(figsize=(7, 1 + 0.3 * len(labels)))
         axes.errorbar(mean, places, xerr=reach, fmt="o", color=ACCENTS[0], capsize=4)
         axes.set_yticks(places, labels)
+        axes.margins(y=0.5 / len(labels))
         axes.invert_yaxis()
         axes.set_xlabel("test error in %: mean, 95 % bootstrap interval")
         axes.spines[["top", "right"]].set_visible(False)

@@ -29,7 +29,7 @@ def own_cache(tmp_path, monkeypatch):
     """Every test has a cache folder of its own, and nothing is remembered from the one before."""
     monkeypatch.setenv("ATBOOK_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("ATBOOK_MIRROR", raising=False)
-    for remembered in (data._shapes, data._cifar, data._folder):
+    for remembered in (data._shapes, data._cifar, data._folder, data._image_files):
         remembered.cache_clear()
     return tmp_path / "cache"
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,9 @@ def test_views_depend_on_the_state_and_the_image_alone(files):
     again, _ = views(files, 1, numbers=(17, 4, 0))
     assert torch.equal(again, images[[2, 0, 1]])
     assert not torch.equal(views(files, 2)[0], images)
+    copies = replace(files, paths=files.paths[:1] * 6, labels=files.labels[:6])
+    six, _ = views(copies, 1, numbers=range(6))
+    assert len({view.numpy().tobytes() for view in six}) == 6, "each image of a batch is cropped in its own way"
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core

@@ -273,6 +273,7 @@ def test_a_row_is_what_the_formulas_say(made_up):
                 wanted.verdict,
             )
     assert table["pairs"][0] == 0 and table["verdict"][0] == ""
+    assert table["p"].tolist() == ["", "1", "2"] and report._text(0.00025) == "0.00025"
 
 
 def test_an_interval_needs_three_and_stands_equal_ones():
