@@ -1,4 +1,4 @@
-"""The command line: ``atbook train``, ``atbook runs`` and ``atbook check``. Torch is imported when it is needed."""
+"""The command line: ``atbook train``, ``rerun``, ``runs``, ``check`` and ``doctor``. Torch is imported when needed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +92,63 @@ def _pair(field: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"{field!r} is not KEY=VALUE: write for example epochs=3")
     return name, value
+
+
+@app.command("rerun", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def rerun_chapter(
+    context: typer.Context,
+    typed: Annotated[
+        list[str] | None, typer.Argument(metavar="CHAPTER [-p NAME VALUE] ...", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; reruns/CHAPTER if left out", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the rerun in that folder, from its last finished epoch")
+    ] = False,
+    help: Annotated[bool, typer.Option("--help", help="show this, and the parameters of CHAPTER")] = False,
+) -> None:
+    """Run a chapter with other parameters: its number (6), its name, or the path of a notebook.
+
+    OUT gets the executed notebook, an HTML page, rerun.json (running, finished or failed, and why) and, from a chapter
+    with a parameter "out", the receipts of its trainings, in OUT/runs unless that parameter names another folder.
+    """
+    from atbook import parameters
+
+    try:
+        chapter, values = _chapter_and_values(typed or [])
+        if help or chapter is None:
+            typer.echo(context.get_help() + ("" if chapter is None else "\n" + parameters.table(chapter)))
+            raise typer.Exit(0 if help else 2)
+        parameters.checked(chapter, values)  # before anything slow is imported
+        from atbook.rerun import rerun
+
+        record = rerun(chapter, values, out or Path("reruns") / parameters.find(chapter).stem, resume)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.echo("\natbook: stopped; the same command with --resume goes on from the last epoch", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{record.status}, in {str(record.folder)!r}" + (f": {record.reason}" if record.reason else ""))
+    raise typer.Exit(0 if record.status == "finished" else 1)
+
+
+def _chapter_and_values(typed: list[str]) -> tuple[str | None, dict[str, str]]:
+    """What stands between the options: the chapter, and the pairs after each -p (papermill's form)."""
+    rest, chapters, values = iter(typed), [], {}
+    for word in rest:
+        if word in ("-p", "--parameters"):
+            name, value = next(rest, None), next(rest, None)
+            if name is None or value is None:
+                raise ValueError(f"{word} takes a name and a value: write for example -p epochs 2")
+            values[name] = value
+        elif word.startswith("-"):
+            raise ValueError(f"option {word!r} is unknown: there are -p NAME VALUE, --out, --resume and --help")
+        else:
+            chapters.append(word)
+    if len(chapters) > 1:
+        raise ValueError(f"one chapter at a time, not {' and '.join(map(repr, chapters))}: values go after -p NAME")
+    return (chapters or [None])[0], values
 
 
 @app.command("runs")

@@ -72,8 +72,8 @@ def test_a_folder_of_images_goes_through_the_whole_pipeline(tmp_path, pictures):
     [
         ({"methods": ["student", "att"]}, "method 'att' is unknown"),
         ({"student": "wrn-17-2"}, "depth 17, which is not 6n"),
-        ({"seeds": 0}, "give lists like"),
-        ({"compile": "false"}, "write True or False"),
+        ({"seeds": 0}, "give a list such as"),
+        ({"compile": "no"}, "give true or false"),
         ({"train_images": 61}, "cannot take 61 images"),
         ({"teacher_run": "nowhere"}, "no run in 'nowhere'"),
     ],

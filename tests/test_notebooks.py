@@ -104,8 +104,8 @@ def draws(source: str, plotting: set[str]) -> bool:
 
 
 def imported_from_plots(nb: nbformat.NotebookNode) -> set[str]:
-    lines = re.findall(r"from atbook\.plots import \(?([\w, \n]+)", "\n".join(cell.source for cell in code(nb)))
-    return {name.strip() for line in lines for name in line.replace("\n", ",").split(",")} - {""}
+    lines = re.findall(r"from atbook\.plots import (\([^)]*\)|.*)", "\n".join(cell.source for cell in code(nb)))
+    return {name for line in lines for name in re.findall(r"\w+", line)}
 
 
 def without_alt(nb: nbformat.NotebookNode) -> list[str]:
