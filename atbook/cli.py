@@ -1,13 +1,17 @@
-"""The command line: ``atbook train``, ``rerun``, ``runs``, ``check`` and ``doctor``. Torch is imported when needed."""
+"""The command line: ``atbook train``, ``rerun``, ``sweep``, ``runs``, ``check`` and ``doctor``; torch only when needed."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from atbook import protocols
-from atbook.names import TEACHERLESS
+from atbook import sweep as sweeps
+from atbook.names import TEACHERLESS, choose
 from atbook.recipes import Recipe
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 app = typer.Typer(help="Attention transfer that people can run.", no_args_is_help=True, add_completion=False)
 
@@ -182,6 +186,60 @@ def check(
     except (ValueError, OSError) as error:
         raise _fail(error) from None
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="recipe, grid and seeds, in YAML")],
+    out: Annotated[
+        Path | None, typer.Option(help="the folder of the runs; finished ones there are skipped [default: sweeps/FILE]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="runs at once on this machine", show_default="cores")] = CORES,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="of a GPU for each run on Ray, as 0.25")] = None,
+    report: Annotated[bool, typer.Option("--report", help="train nothing, only tell what there is")] = False,
+) -> None:
+    """Train what is missing of a sweep, and write its table as report.csv and report.html into its folder."""
+    out = out or Path("sweeps") / file.stem
+    try:
+        choose("engine", engine, ("local", "ray"))
+        described = sweeps.read(file)
+        if address and engine == "local":
+            raise ValueError("--address belongs to the engine 'ray': add --engine ray")
+        jobs = sweeps.plan(described, out)
+        failed = {}
+        if not report:
+            failed = _finish(jobs, engine, workers, address, described.gpus if gpus is None else gpus)
+        left = _report(file.stem, jobs, described.baseline, failed, out)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\natbook: stopped; the same command goes on from the last epochs in {str(out)!r}", err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if left else 0)
+
+
+def _finish(jobs: list[sweeps.Job], engine: str, workers: int, address: str | None, gpus: float) -> dict:
+    from atbook import engines
+    from atbook.report import Board
+
+    done = sum(job.state().status == "finished" for job in jobs)
+    with engines.Local(workers) if engine == "local" else engines.Ray(address, gpus) as started:
+        with Board(len(jobs), done) as board:
+            return engines.finish(jobs, started, board)
+
+
+def _report(name: str, jobs: list[sweeps.Job], baseline: dict, failed: dict, out: Path) -> list[str]:
+    """Print and write what came out; returns what is not finished."""
+    from atbook import report
+    from atbook.runs import write
+
+    table, left = report.aggregate(jobs, baseline, failed), report.missing(jobs, failed)
+    typer.echo("\n".join([report.text(table), "", *left, f"{len(jobs) - len(left)} of {len(jobs)} runs are finished"]))
+    write(out / "report.csv", table.to_csv(index=False).encode())
+    write(out / "report.html", report.page(name, table, left).encode())
+    return left
 
 
 if __name__ == "__main__":

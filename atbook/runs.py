@@ -176,9 +176,9 @@ def code_hash(modules: Sequence[str] = MODULES) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_key(recipe: Recipe, data: Data, teacher: Teacher | None) -> str:
-    """What makes a training the same: the recipe, the images, the teacher's weights and the code."""
-    parts = [recipe.model_dump(mode="json"), data.fingerprint, teacher and teacher.weights, code_hash()]
+def run_key(recipe: Recipe, data: Data, teacher: Teacher | None, code: str | None = None) -> str:
+    """What makes a training the same: the recipe, the images, the teacher's weights and the code (`code_hash`)."""
+    parts = [recipe.model_dump(mode="json"), data.fingerprint, teacher and teacher.weights, code or code_hash()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
