@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atbook import protocols
+from atbook import jobs, protocols
 from atbook import sweep as sweeps
 from atbook.names import TEACHERLESS, choose
 from atbook.recipes import Recipe
@@ -207,11 +207,11 @@ def sweep(
         described = sweeps.read(file)
         if address and engine == "local":
             raise ValueError("--address belongs to the engine 'ray': add --engine ray")
-        jobs = sweeps.plan(described, out)
+        planned = jobs.plan(described, out)
         failed = {}
         if not report:
-            failed = _finish(jobs, engine, workers, address, described.gpus if gpus is None else gpus)
-        left = _report(file.stem, jobs, described.baseline, failed, out)
+            failed = _finish(planned, engine, workers, address, described.gpus if gpus is None else gpus)
+        left = _report(file.stem, planned, described.baseline, failed, out)
     except (ValueError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
@@ -220,23 +220,24 @@ def sweep(
     raise typer.Exit(1 if left else 0)
 
 
-def _finish(jobs: list[sweeps.Job], engine: str, workers: int, address: str | None, gpus: float) -> dict:
+def _finish(planned: list[jobs.Job], engine: str, workers: int, address: str | None, gpus: float) -> dict:
     from atbook import engines
     from atbook.report import Board
 
-    done = sum(job.state().status == "finished" for job in jobs)
+    done = sum(job.state().status == "finished" for job in planned)
     with engines.Local(workers) if engine == "local" else engines.Ray(address, gpus) as started:
-        with Board(len(jobs), done) as board:
-            return engines.finish(jobs, started, board)
+        with Board(len(planned), done) as board:
+            return engines.finish(planned, started, board)
 
 
-def _report(name: str, jobs: list[sweeps.Job], baseline: dict, failed: dict, out: Path) -> list[str]:
+def _report(name: str, planned: list[jobs.Job], baseline: dict, failed: dict, out: Path) -> list[str]:
     """Print and write what came out; returns what is not finished."""
     from atbook import report
     from atbook.runs import write
 
-    table, left = report.aggregate(jobs, baseline, failed), report.missing(jobs, failed)
-    typer.echo("\n".join([report.text(table), "", *left, f"{len(jobs) - len(left)} of {len(jobs)} runs are finished"]))
+    table, left = report.aggregate(planned, baseline, failed), report.missing(planned, failed)
+    done = f"{len(planned) - len(left)} of {len(planned)} runs are finished"
+    typer.echo("\n".join([report.text(table), "", *left, done]))
     write(out / "report.csv", table.to_csv(index=False).encode())
     write(out / "report.html", report.page(name, table, left).encode())
     return left

@@ -18,8 +18,8 @@ from typing import Protocol, Self
 
 from filelock import FileLock, Timeout
 
+from atbook.jobs import Job
 from atbook.runs import write
-from atbook.sweep import Job
 
 BUSY = "busy"
 RESTARTS = 3  # of a run whose worker dies

@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import bootstrap
 
+from atbook.jobs import Job, State
 from atbook.runs import change
-from atbook.sweep import Cell, Job, State, partners
+from atbook.sweep import Cell, partners
 
 ACCENTS = ("#0f766e", "#5eead4")  # the book's, for light and dark pages (book/_static/custom.css)
-COLUMNS = {"median": "median %", "mean": "mean %", "low": "low", "high": "high"}
 
 
 def interval(errors: Sequence[float]) -> tuple[float, float]:
@@ -48,10 +48,11 @@ def aggregate(jobs: Sequence[Job], baseline: Cell, failed: dict[Job, str] | None
         own = [(job, status) for job, status in states if job.cell is cell]
         done, broken = ([job for job, status in own if status == name] for name in ("finished", "failed"))
         counts = {"n": len(done), "unfinished": len(own) - len(done) - len(broken), "failed": len(broken)}
-        for run in {name: None for job in done for name in errors[job]} or {"": None}:
+        names = {name: None for job in done for name in errors[job]}
+        for run in names or {"": None}:
             row = {name: _text(cell.get(name, "")) for name in fields} | ({"run": run} if run else {}) | counts
             found = {job.seed: errors[job][run] for job in done if run in errors[job]}
-            row |= {"n": len(found)} | _middle([*found.values()])
+            row |= {"n": len(found) if names else len(done)} | _middle([*found.values()])
             if baseline:
                 (other,) = partners(cell, cells, baseline) or [None]
                 plain = {job.seed: e.get(run) for job, e in errors.items() if job.cell is other}
@@ -66,8 +67,10 @@ def _text(value: object) -> object:
 
 def _middle(errors: list[float]) -> dict[str, float]:
     if not errors:
-        return dict.fromkeys(COLUMNS.values(), math.nan)
-    return dict(zip(COLUMNS.values(), (statistics.median(errors), statistics.fmean(errors), *interval(errors))))
+        return dict.fromkeys(("median %", "mean %", "low", "high"), math.nan)
+    low, high = interval(errors)
+    middle = {"median %": statistics.median(errors), "mean %": statistics.fmean(errors)}
+    return middle | {"low": low, "high": high}
 
 
 def _paired(errors: dict[int, float], plain: dict[int, float | None]) -> dict[str, object]:
@@ -188,8 +191,9 @@ class Board:
         """Called by `atbook.engines.dispatch`."""
         if ended is not None:
             self.done, self.failed = self.done + (not reason), self.failed + bool(reason)
-            count = f"{self.done + self.failed}/{self.total} {ended.folder.name}: "
-            self.console.print(Text(count + (reason or f"finished, test error {ended.state().error:.2f} %")))
+            count, error = f"{self.done + self.failed}/{self.total} {ended.folder.name}: ", ended.state().error
+            told = "finished" if math.isnan(error) else f"finished, test error {error:.2f} %"
+            self.console.print(Text(count + (reason or told)))
         if self.console.is_terminal:
             self.live.update(self._table([*flying][:20]), refresh=True)
 

@@ -2,9 +2,10 @@
 
 Three measurements, each through the scheduler that `atbook sweep` uses, locks and receipts included:
 
-1. simulated: 1 to 256 workers that sleep instead of training, each with four runs; ideal is the time of four runs;
+1. simulated: 1 to 256 workers that sleep instead of training, each with three runs; ideal is the time of three runs
+   (five minutes, hardly any of them busy);
 2. overhead: what two minutes of work in one process become in a sweep, from the cost of a run that does nothing;
-3. measured: real trainings, by one process and by two. Needs two quiet cores; about three minutes.
+3. measured: four real trainings, by one process and by two that have begun already. Needs two quiet cores.
 """
 
 import argparse
@@ -19,16 +20,17 @@ from pathlib import Path
 from record import record
 
 from atbook.engines import Engine, Local, attempt, finish
+from atbook.jobs import Job, Training, plan
 from atbook.recipes import Recipe
 from atbook.runs import MODULES, Run
-from atbook.sweep import Job, Sweep, plan
+from atbook.sweep import Sweep
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DATA = {"label": "none", "train": 1, "test": 1, "classes": 10, "fingerprint": ""}
 
 
 @dataclass(frozen=True, eq=False)
-class Sleep(Job):
+class Sleep(Training):
     """A run that sleeps instead of training, `seconds` in all, and logs when it begins and ends."""
 
     seconds: float = 1.0
@@ -78,7 +80,7 @@ def seconds_of(jobs: list[Job], engine: Engine) -> float:
     return time.monotonic() - start
 
 
-def simulated(seconds: float = 5.0, each: int = 4) -> list[dict[str, float]]:
+def simulated(seconds: float = 10.0, each: int = 3) -> list[dict[str, float]]:
     """Weak scaling: each worker has the same number of runs, however many workers there are."""
     rows = []
     for workers in WORKERS:
@@ -98,12 +100,13 @@ def overhead(runs: int = 20, minutes: float = 2.0) -> dict[str, float]:
 
 
 def measured(runs: int = 4, epochs: int = 3, images: int = 2000) -> list[dict[str, float]]:
-    """Real trainings by one and by two processes, imports included."""
+    """Real trainings by one and by two processes, without the seconds in which these begin."""
     recipes = [Recipe(student="wrn-16-1", train_images=images, epochs=epochs, seed=seed) for seed in range(runs)]
-    sweep = Sweep([{}], list(range(runs)), recipes, None, None, {}, 0.0)
+    sweep = Sweep([{}], list(range(runs)), recipes)
     rows = []
     for workers in (1, 2):
         with tempfile.TemporaryDirectory() as folder, Local(workers) as engine:
+            seconds_of(sleeps(Path(folder) / "first", workers, 1.0), engine)
             rows.append({"workers": workers, "runs": runs, "seconds": seconds_of(plan(sweep, folder), engine)})
             rows[-1]["times one"] = rows[0]["seconds"] / rows[-1]["seconds"]
     return rows
@@ -116,7 +119,7 @@ def main(arguments: list[str]) -> int:
     for name in parser.parse_args(arguments).parts or parts:
         value = parts[name]()
         print(name, *(value if isinstance(value, list) else [value]), sep="\n  ")
-        record(f"sweep {name}", value, (*MODULES, "engines", "sweep"))
+        record(f"sweep {name}", value, (*MODULES, "engines", "jobs", "sweep"))
     return 0
 
 
