@@ -40,25 +40,16 @@ Cell = dict[str, object]  # one combination of the grid: field to value
 
 
 class Sweep(NamedTuple):
-    """A sweep as its file describes it, every combination checked.
+    """A sweep as its file describes it, every combination checked."""
 
-    Attributes:
-        cells: the combinations of the grid.
-        runs: the recipe, or the chapter's parameters, of each cell and seed, cell by cell.
-        chapter: the notebook, or None.
-        teacher, root: folders, or None.
-        baseline: the fields that make a cell the one to compare with; empty for no comparison.
-        gpus: the part of a GPU that one run takes on a Ray cluster.
-    """
-
-    cells: list[Cell]
+    cells: list[Cell]  # the combinations of the grid
     seeds: list[int]
-    runs: list[Recipe] | list[Cell]
-    baseline: Cell = {}
-    gpus: float = 0.0
+    runs: list[Recipe] | list[Cell]  # the recipe, or the chapter's parameters, of each cell and seed, cell by cell
+    baseline: Cell = {}  # the fields that make a cell the one to compare with; empty for no comparison
+    gpus: float = 0.0  # the part of a GPU that one run takes on a Ray cluster
     chapter: Path | None = None
-    teacher: Path | None = None
-    root: Path | None = None
+    teacher: Path | None = None  # a finished run's folder
+    root: Path | None = None  # the folder of the images
 
 
 def read(path: str | Path) -> Sweep:
