@@ -125,7 +125,8 @@ class ImageFiles:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, as they are tested: the shorter side to 8/7 of ``self.size``, then the middle."""
-        return self._load(torch.arange(len(self)).split(size), _Views(self.paths, self.size, "none", torch.zeros(len(self))))
+        views = _Views(self.paths, self.size, "none", torch.zeros(len(self)))
+        return self._load(torch.arange(len(self)).split(size), views)
 
     def _load(self, batches: Sequence[Tensor], views: "_Views") -> Iterator[tuple[Tensor, Tensor]]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of Linux
