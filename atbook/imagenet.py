@@ -120,12 +120,13 @@ class ImageFiles:
         Returns:
             Of each batch the images, uint8 `(N, 3, size, size)`, and labels.
         """
-        seed = int(torch.randint(2**40, (), generator=generator))
-        return self._load(batches, _Views(self.paths, self.size, kind, seed))
+        seeds = torch.randint(2**32, (len(self),), generator=generator)  # torch's CPU generator takes 32 bits
+        return self._load(batches, _Views(self.paths, self.size, kind, seeds))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, as they are tested: the shorter side to 8/7 of ``self.size``, then the middle."""
-        return self._load(torch.arange(len(self)).split(size), _Views(self.paths, self.size, "none", 0))
+        views = _Views(self.paths, self.size, "none", torch.zeros(len(self)))
+        return self._load(torch.arange(len(self)).split(size), views)
 
     def _load(self, batches: Sequence[Tensor], views: "_Views") -> Iterator[tuple[Tensor, Tensor]]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of Linux
@@ -143,7 +144,7 @@ class _Views(Dataset):
     paths: Sequence[Path]
     size: int
     kind: str
-    seed: int
+    seeds: Tensor
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,7 +152,7 @@ class _Views(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         image = read_image(self.paths[index])
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own stream
-            torch.manual_seed(self.seed + index * 2**40)
+            torch.manual_seed(int(self.seeds[index]))
             if self.kind == "crop-flip":
                 image = transforms.RandomResizedCrop(self.size)(image)
             else:
