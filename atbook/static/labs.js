@@ -158,19 +158,19 @@
   labs.transfer = function (place, data) {
     var size = data.image.size, last = data.frames.length - 1, rgb = bytes(data.image.rgb), timer = null;
     var picture = canvas(size, "the image"), T = canvas(size, "where the teacher looks"), S = canvas(size, "where the student looks");
-    var said = el("p", { class: "lab-said" }), teacher = Array.from(bytes(data.teacher));
+    var teacher = Array.from(bytes(data.teacher)), frames = data.frames.map(function (text) { return Array.from(bytes(text)); });
     function photo(i) { return [rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2]]; }
     function over(onto, map) {
       var Q = math.enlarge(map, data.size, size), top = Math.max.apply(null, Q);
       draw(onto, function (i) { return photo(i).map(function (c, k) { return mix(c, colour(Q[i] / top)[k], 0.75); }); });
     }
     function show(n) {
-      var student = Array.from(bytes(data.frames[n])), cosine = dot(math.normalize(student), math.normalize(teacher));
-      over(S, student);
-      place.dataset.cosine = cosine;
-      said.textContent = "After " + data.steps[n] + " steps the two maps agree with a cosine of " + digits(cosine, 2) + ".";
+      over(S, frames[n]);
+      place.dataset.cosine = likeness(n);
     }
-    var time = slider("steps of training", 0, last, 1, last, function (n) { return String(data.steps[n]); }, show);
+    function likeness(n) { return dot(math.normalize(frames[n]), math.normalize(teacher)); }
+    function name(n) { return data.steps[n] + ", cosine of the two maps " + digits(likeness(n), 2); }
+    var time = slider("steps of training", 0, last, 1, last, name, show);
     var input = time.node.querySelector("input"), button = el("button", { type: "button", class: "lab-button" });
     function go(n) { input.value = n; time.start(); }
     function play(on) {
@@ -183,8 +183,8 @@
     input.addEventListener("pointerdown", function () { play(false); });
     input.addEventListener("keydown", function (event) { if (event.key !== "Tab") { play(false); } });
     place.append(
-      el("div", { class: "lab-panels lab-three" }, [panel("an image", picture), panel("the teacher looks here", T), panel("the student looks here", S)]),
-      el("div", { class: "lab-controls" }, [button, time.node]), said);
+      el("div", { class: "lab-panels lab-three" }, [panel("image", picture), panel("the teacher looks here", T), panel("the student looks here", S)]),
+      el("div", { class: "lab-controls" }, [button, time.node]));
     draw(picture, photo);
     over(T, teacher);
     time.start();

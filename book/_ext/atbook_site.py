@@ -34,7 +34,7 @@ def results_key(root: Path) -> str:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 key.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     for name in sorted(os.environ):
-        if name.startswith("ATBOOK_") and name != "ATBOOK_REPOSITORY":  # where the data come from
+        if name in ("ATBOOK_DATA", "ATBOOK_MIRROR"):  # where the data come from
             key.update(f"{name}={os.environ[name]}\n".encode())
     return key.hexdigest()[:16]
 
@@ -66,19 +66,6 @@ def drop_scripts(app, pagename, templatename, context, doctree):
         return not thebe and "widget-state" not in js.attributes.get("type", "")
 
     context["script_files"] = [js for js in context["script_files"] if not hasattr(js, "attributes") or keep(js)]
-
-
-def add_repository_buttons(app, config):
-    """Link to the repository (GitHub, GitLab) only where ``ATBOOK_REPOSITORY`` gives its address: no dead buttons."""
-    if url := os.environ.get("ATBOOK_REPOSITORY"):
-        config.html_theme_options |= {
-            "repository_url": url,
-            "repository_branch": "main",
-            "use_repository_button": True,
-            "use_issues_button": True,
-            "use_edit_page_button": True,
-            "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
-        }
 
 
 def name_chapters(app, what, name, obj, options, lines):
@@ -134,6 +121,13 @@ def mend_markup(app, error):
                 path.write_text(new, encoding="utf-8")
 
 
+def show_exercises_on_one_page(app):
+    """sphinx-exercise names the builder "singlehtml" for its nodes, which hides the "html" ones of all others."""
+    handlers = app.registry.translation_handlers
+    if "singlehtml" in handlers:
+        handlers["singlehtml"] = handlers.get("html", {}) | handlers["singlehtml"]
+
+
 def say_when_run(app, pagename, templatename, context, doctree):
     """At the end of a chapter: when it was run, how long it took, and on what."""
     run = NbMetadataCollector.get_doc_data(app.env)[pagename].get("exec_data")
@@ -164,9 +158,11 @@ def _last_line(traceback):
 
 
 def setup(app):
+    app.setup_extension("atbook_meta")
+    app.setup_extension("atbook_take")
+    app.connect("builder-inited", show_exercises_on_one_page)
     app.connect("config-inited", use_fresh_cache)
     app.connect("config-inited", use_local_mathjax)
-    app.connect("config-inited", add_repository_buttons)
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("html-page-context", say_when_run)
     app.connect("doctree-read", list_names)
