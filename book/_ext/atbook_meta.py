@@ -39,12 +39,12 @@ def describe(app, pagename, templatename, context, doctree):
     """Tags for search engines and for those who show a preview of a link; those with an address only where it is known."""
     if doctree is None:
         return
-    title, text = nodes.Text(context["title"]).astext(), _first_paragraph(doctree)
+    title, text = app.env.titles[pagename].astext(), _first_paragraph(doctree)
     named = {"description": text}
     properties = {"og:title": title, "og:description": text, "og:type": "article", "og:site_name": app.config.html_title}
     if base := app.config.html_baseurl:
         properties["og:url"] = urljoin(base, app.builder.get_target_uri(pagename))
-        if picture := _first_picture(app, doctree):
+        if picture := _first_picture(doctree):
             properties["og:image"] = urljoin(base, picture)
     for key, values in (("name", named), ("property", properties)):
         for name, value in values.items():
@@ -59,14 +59,16 @@ def _first_paragraph(doctree, longest=200):
     return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0].rstrip(",;:.") + " …"
 
 
-def _first_picture(app, doctree):
-    pictures = (app.builder.images.get(image["uri"]) for image in doctree.findall(nodes.image))
-    return next((f"_images/{name}" for name in pictures if name and name.endswith(".png")), None)
+def _first_picture(doctree):
+    """The first drawn figure; the writer has already put its place in the site into the node."""
+    names = (Path(image["uri"]).name for image in doctree.findall(nodes.image))
+    return next((f"_images/{name}" for name in names if name.endswith(".png")), None)
 
 
 def add_not_found(app):
     """404.html. A host shows it at any address, so its links start from the site's first folder."""
-    yield "404", {"title": "Not found", "body": NOT_FOUND.format(start=f"{app.config.root_doc}.html")}, "page.html"
+    body = NOT_FOUND.format(start=f"{app.config.root_doc}.html")
+    yield "404", {"title": "Not found", "body": body, "pageurl": None}, "page.html"
 
 
 def anchor_not_found(app, error):

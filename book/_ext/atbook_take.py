@@ -70,13 +70,13 @@ def offer(app, pagename, templatename, context, doctree):
     target = Path(app.outdir, f"{pagename}.zip")
     pack(Path(app.srcdir), chapter, re.sub(r"<[^>]*>", "", context["title"]), target)
     size = f"{max(target.stat().st_size / 1e6, 0.1):.1f} MB"
-    text = f'Run it elsewhere: <a href="{target.name}" download>{target.name}</a> ({size}) has this notebook and the '
+    text = f'<p>Run it elsewhere: <a href="{target.name}" download>{target.name}</a> ({size}) has this notebook and the '
     text += "recorded runs that it reads."
     if "colab_url" in app.config.html_theme_options.get("launch_buttons", {}):
         url = app.config.html_theme_options["repository_url"]
         first = f"!git clone --depth 1 {url} clone && pip install './clone[book]'\n%cd clone/book"
-        text += f" In Colab, run this in a new first cell:</p><pre><code>{html.escape(first)}</code></pre><p>"
-    context["body"] += f'<div class="elsewhere"><p>{text}</p></div>'
+        text += f" In Colab, first run this in a new cell:</p><pre><code>{html.escape(first)}</code></pre>"
+    context["body"] += f'<div class="elsewhere">{text}</div>'
 
 
 def setup(app):
