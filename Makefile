@@ -28,7 +28,7 @@ book: install ## run every chapter and build the site into _build/html
 
 pdf: install ## run every chapter and print the whole book into _build/book.pdf (needs Chromium)
 	@"$(PY)" "$(VENV)/bin/jupyter-book" $(BUILD) --builder singlehtml
-	@"$(PY)" book/_tools/pdf.py _build/singlehtml/book/index.html _build/book.pdf
+	@"$(PY)" book/_tools/pdf.py _build/singlehtml/index.html _build/book.pdf
 
 test: install ## run all tests, the chapters included
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile \

@@ -140,7 +140,7 @@ def transfer_lab(image: Tensor, Q_T: Tensor, Q_S: Mapping[int, Tensor], figure: 
     Args:
         image: uint8 `(3, H, H)`.
         Q_T: the teacher's map `(h, h)`, zero or more.
-        Q_S: step of training to the student's map at that step, of the same shape; in the order in which they are shown.
+        Q_S: step of training to the student's map at that step, of the same shape; in the order of the picture.
         figure: see `Lab`.
 
     Raises:

@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from test_notebooks import CHAPTERS, SMALL
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "book" / "_ext"))
-from atbook_take import files, pack  # noqa: E402
+from atbook_take import files, pack
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def source(tmp_path):
     """A book with two folders of runs and one chapter, which reads one of them."""
-    for name in ("one/a-0/run.json", "one/a-0/weights.safetensors", "one/teacher/weights.safetensors", "two/b-0/run.json"):
+    weights = "weights.safetensors"
+    for name in ("one/a-0/run.json", f"one/a-0/{weights}", f"one/teacher/{weights}", "two/b-0/run.json"):
         path = tmp_path / "book" / "runs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")

@@ -1,4 +1,4 @@
-"""What a page says of itself to others: description, preview, address, how to cite it; and the page for what is missing.
+"""What a page says of itself: description, preview, address, how to cite it; and the page for what is missing.
 
 Addresses are written only where ``ATBOOK_SITE`` says where the site will stand; without it nothing is guessed.
 """
@@ -36,12 +36,13 @@ def set_address(app, config):
 
 
 def describe(app, pagename, templatename, context, doctree):
-    """Tags for search engines and for those who show a preview of a link; those with an address only where it is known."""
+    """Tags for search engines and for previews of links; those with an address only where it is known."""
     if doctree is None:
         return
     title, text = app.env.titles[pagename].astext(), _first_paragraph(doctree)
     named = {"description": text}
-    properties = {"og:title": title, "og:description": text, "og:type": "article", "og:site_name": app.config.html_title}
+    properties = {"og:title": title, "og:description": text, "og:type": "article"}
+    properties["og:site_name"] = app.config.html_title
     if base := app.config.html_baseurl:
         properties["og:url"] = urljoin(base, app.builder.get_target_uri(pagename))
         if picture := _first_picture(doctree):

@@ -115,7 +115,7 @@ def mend_markup(app, error):
             text = path.read_text(encoding="utf-8")
             new = text.replace('onclick="window.print()"', 'data-does="print"')
             new = new.replace('onclick="toggleFullScreen()"', 'data-does="full-screen"')
-            new = re.sub(r'<th[^>]*>(&nbsp;)?</th>', "<td></td>", new)  # the corners of tables
+            new = re.sub(r"<th[^>]*>(&nbsp;)?</th>", "<td></td>", new)  # the corners of tables
             new = new.replace('role="doc-biblioentry"', 'role="listitem"')  # the child that role="list" asks for
             if new != text:
                 path.write_text(new, encoding="utf-8")
@@ -126,6 +126,12 @@ def show_exercises_on_one_page(app):
     handlers = app.registry.translation_handlers
     if "singlehtml" in handlers:
         handlers["singlehtml"] = handlers.get("html", {}) | handlers["singlehtml"]
+
+
+def move_one_page(app, error):
+    """The book as one page, which Sphinx puts into the first page's folder, to where its pictures and scripts are."""
+    if error is None and app.builder.name == "singlehtml":
+        shutil.move(Path(app.outdir, f"{app.config.root_doc}.html"), Path(app.outdir, "index.html"))
 
 
 def say_when_run(app, pagename, templatename, context, doctree):
@@ -168,6 +174,7 @@ def setup(app):
     app.connect("doctree-read", list_names)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", move_one_page, priority=900)  # over the redirect that stands there
     app.connect("build-finished", mend_markup)
     app.connect("build-finished", report)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Chapters to take away and to run elsewhere: a zip of each one, and buttons where the repository's address is known."""
+"""Chapters to take away and run elsewhere: a zip of each one, and buttons where the repository's address is known."""
 
 import html
 import json
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from atbook_meta import address
 
-README = """{title}: start `jupyter lab`, open book/{name}.ipynb and run it from top to bottom; book/runs has the recorded runs it reads.
-It needs Python 3.11 or newer, the package and what its chapters use: in a copy of the repository, `pip install ".[book]"`.
+README = """{title}: run book/{name}.ipynb from top to bottom; book/runs has the recorded runs that it reads.
+It needs Python 3.11 or newer and the package with what chapters use: in a clone, `pip install ".[book]"`.
 """
 
 
@@ -70,8 +70,8 @@ def offer(app, pagename, templatename, context, doctree):
     target = Path(app.outdir, f"{pagename}.zip")
     pack(Path(app.srcdir), chapter, re.sub(r"<[^>]*>", "", context["title"]), target)
     size = f"{max(target.stat().st_size / 1e6, 0.1):.1f} MB"
-    text = f'<p>Run it elsewhere: <a href="{target.name}" download>{target.name}</a> ({size}) has this notebook and the '
-    text += "recorded runs that it reads."
+    text = f'<p>Run it elsewhere: <a href="{target.name}" download>{target.name}</a> ({size}) has this notebook '
+    text += "and the recorded runs that it reads."
     if "colab_url" in app.config.html_theme_options.get("launch_buttons", {}):
         url = app.config.html_theme_options["repository_url"]
         first = f"!git clone --depth 1 {url} clone && pip install './clone[book]'\n%cd clone/book"
