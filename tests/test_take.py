@@ -40,6 +40,8 @@ def test_a_chapter_takes_the_receipts_that_it_names_and_their_weights_only_by_na
     with_teacher = packed(source, 'Run.load(book_runs() / "one" / "teacher")')
     assert with_teacher == {"runs/one/a-0/run.json", "runs/one/teacher/weights.safetensors"}
     assert packed(source, 'load("one", "test")') == set()
+    (source / "book" / "runs" / "one").rename(source / "book" / "runs" / "demos")
+    assert len(packed(source, "from atbook.demos import recorded")) == 3  # read by the package, not by the chapter
 
 
 def test_the_same_files_make_the_same_zip(source):

@@ -4,6 +4,7 @@ Addresses are written only where ``ATBOOK_SITE`` says where the site will stand;
 """
 
 import html
+import itertools
 import os
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -39,7 +40,8 @@ def describe(app, pagename, templatename, context, doctree):
     """Tags for search engines and for previews of links; those with an address only where it is known."""
     if doctree is None:
         return
-    title, text = app.env.titles[pagename].astext(), _first_paragraph(doctree)
+    title, text = app.env.titles[pagename].astext(), _first_words(doctree)
+    text = text or f"{title}. {app.config.html_title}"
     named = {"description": text}
     properties = {"og:title": title, "og:description": text, "og:type": "article"}
     properties["og:site_name"] = app.config.html_title
@@ -52,11 +54,11 @@ def describe(app, pagename, templatename, context, doctree):
             context["metatags"] += f'<meta {key}="{name}" content="{html.escape(value)}">\n'
 
 
-def _first_paragraph(doctree, longest=200):
-    """The first running text of a page, cut after a word."""
+def _first_words(doctree, longest=200):
+    """The running text with which a page begins, cut after a word."""
     places = (nodes.section, nodes.document)
     texts = (found.astext() for found in doctree.findall(nodes.paragraph) if isinstance(found.parent, places))
-    text = " ".join(next(texts, "").split())
+    text = " ".join(" ".join(itertools.islice(texts, 3)).split())
     return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0].rstrip(",;:.") + " …"
 
 

@@ -82,6 +82,8 @@ def name_chapters(app, what, name, obj, options, lines):
 def list_names(app, doctree):
     """Below a chapter, the names of the package that it uses, as links to their page."""
     path = Path(app.env.doc2path(app.env.docname))
+    if path.suffix != ".ipynb":
+        return
     names = sorted(chapter_names(app.srcdir).get(path, ()), key=lambda name: name.lower())
     names = [name for name in names if re.fullmatch(r"atbook\.\w+\.\w*[a-z]\w*", name)]  # no modules, no constants
     names = [name for name in names if name != "atbook.compat.torchvision"]
@@ -98,10 +100,12 @@ def list_names(app, doctree):
 
 @cache
 def chapter_names(source):
-    """The package's names that each chapter imports, or links to in its text."""
+    """The package's names that each chapter, and the first page, imports or links to in its text."""
     found = {}
-    for path in sorted(Path(source, "book").glob("[0-9]*.ipynb")):
-        text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"])
+    for path in [*sorted(Path(source, "book").glob("[0-9]*.ipynb")), *Path(source, "book").glob("index.md")]:
+        text = path.read_text("utf-8")
+        if path.suffix == ".ipynb":
+            text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
         imports = re.findall(r"(?m)^from (atbook\.\w+) import (\([^)]*\)|.*)", text)
         found[path] = {f"{module}.{name}" for module, names in imports for name in re.findall(r"\w+", names)}
         found[path] |= set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?(atbook\.[\w.]+)", text))

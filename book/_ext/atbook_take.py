@@ -40,6 +40,8 @@ def files(source: Path, chapter: Path) -> list[Path]:
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     quoted = set(re.findall(r"[\"']([^\"'\n]+)[\"']", code))
     found = [chapter]
+    if "atbook.demos" in code:  # reads these itself
+        found += sorted(path for path in Path(source, "book", "runs", "demos").rglob("*") if path.is_file())
     if "book_runs" in code:
         for path in sorted(Path(source, "book", "runs").rglob("*")):
             top = path.relative_to(source).parts[2]
