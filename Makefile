@@ -15,7 +15,7 @@ BUILD := build . --all -n -W --keep-going
 CHAPTERS := book/[0-9]*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-faults serve notebooks coverage bench mutants lint install clean
+.PHONY: help book pdf test test-faults serve notebooks coverage bench mutants lint install clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | while IFS='#' read -r n t; do printf '  make %-11s %s\n' "$$n" "$$t"; done
@@ -25,6 +25,10 @@ help: ## show this list
 book: install ## run every chapter and build the site into _build/html
 	@rm -rf _build/html
 	@"$(PY)" "$(VENV)/bin/jupyter-book" $(BUILD)
+
+pdf: install ## run every chapter and print the whole book into _build/book.pdf (needs Chromium)
+	@"$(PY)" "$(VENV)/bin/jupyter-book" $(BUILD) --builder singlehtml
+	@"$(PY)" book/_tools/pdf.py _build/singlehtml/index.html _build/book.pdf
 
 test: install ## run all tests, the chapters included
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile \

@@ -132,6 +132,31 @@ def temperature_lab(z_S: Tensor, z_T: Tensor, labels: Tensor, classes: Sequence[
     return Lab(lab="temperature", content={"classes": list(classes), "cases": cases}, figure=figure)
 
 
+def transfer_lab(image: Tensor, Q_T: Tensor, Q_S: Mapping[int, Tensor], figure: str = "") -> Lab:
+    """A student's map approaching the teacher's while it learns: a moving picture of one image.
+
+    It stands still, at the last step, for readers who ask their system for less motion.
+
+    Args:
+        image: uint8 `(3, H, H)`.
+        Q_T: the teacher's map `(h, h)`, zero or more.
+        Q_S: step of training to the student's map at that step, of the same shape; in the order of the picture.
+        figure: see `Lab`.
+
+    Raises:
+        ValueError: if the maps are not square and of one size, or negative, or there is none of the student.
+    """
+    shapes = {tuple(Q.shape) for Q in (Q_T, *Q_S.values())}
+    if not Q_S or shapes != {(len(Q_T), len(Q_T))}:
+        raise ValueError(f"maps must be (h, h) and of one size, at least one of the student, got {sorted(shapes)}")
+    if min(Q.min() for Q in (Q_T, *Q_S.values())) < 0:
+        raise ValueError("a map has a negative value: maps of activations have none")
+    teacher, *frames = (_text((255 * Q / Q.max().clamp(min=1e-30)).round()) for Q in (Q_T, *Q_S.values()))
+    picture = {"size": image.shape[1], "rgb": _text(image.permute(1, 2, 0))}
+    content = {"image": picture, "size": len(Q_T), "teacher": teacher, "steps": list(Q_S), "frames": frames}
+    return Lab(lab="transfer", content=content, figure=figure)
+
+
 def runs_lab(runs: Sequence[Run], figure: str = "") -> Lab:
     """Receipts as a table to sort and filter; the curve of test errors belongs to the row in focus."""
     columns = ["run", "method", "seed", "student", "teacher", "images", "epochs", "test error %"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
-GENERATED = {"index", "genindex", "py-modindex", "search"}  # by Sphinx, besides the pages
+GENERATED = {"404", "index", "genindex", "py-modindex", "search"}  # by Sphinx, besides the pages
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
 
 each_page = pytest.mark.parametrize("name", PAGES)
@@ -157,6 +157,77 @@ def test_a_bad_page_is_found(tmp_path):
     assert broken_links(found, tmp_path) == ["#gone", "other.html"]
     assert undescribed(found) == ["bad.html"] * 2
     assert foreign(found) == ["//cdn.org/x.js", "https://b.org/x.css", "//c.org/y.png"]
+
+
+def meta(found: Page) -> dict[str, str]:
+    return {tag.get("name") or tag.get("property", ""): tag.get("content", "") for tag in found.find("meta")}
+
+
+@pytest.mark.site
+def test_each_page_has_a_description_of_its_own():
+    said = [meta(built(name)).get("description", "") for name in PAGES]
+    assert all(20 <= len(text) <= 210 for text in said) and len(set(said)) == len(said)
+    assert all(meta(built(name))["og:title"] for name in PAGES)
+
+
+@pytest.mark.site
+def test_addresses_are_written_only_where_the_site_has_one():
+    site = os.environ.get("ATBOOK_SITE")
+    assert (SITE / "sitemap.xml").exists() == bool(site)
+    for name in PAGES:
+        canonical = [tag["href"] for tag in built(name).find("link") if tag.get("rel") == "canonical"]
+        found = [*canonical, *(meta(built(name)).get(key) for key in ("og:url", "og:image"))]
+        assert all(url.startswith(site) for url in found if url) if site else not any(found)
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", [name for name in PAGES if (ROOT / f"{name}.ipynb").exists()])
+def test_a_chapter_can_be_taken_away(name):
+    links = [tag["href"] for tag in built(name).find("a") if tag.get("href", "").endswith(".zip")]
+    assert links == [f"{name.removeprefix('book/')}.zip"]
+    assert bool(re.search(r"mybinder|colab", built(name).html)) == bool(os.environ.get("ATBOOK_REPOSITORY"))
+
+
+@pytest.mark.site
+def test_the_first_page_says_how_to_cite():
+    html = built(PAGES[0]).html
+    text = re.sub(r"<[^>]*>", "", html)
+    for key in ("@software{atbook", "@inproceedings{zagoruyko2017", "Zagoruyko, Sergey and Komodakis, Nikos"):
+        assert key in text
+
+
+@pytest.mark.parametrize("url", ["example.org/book", "file:///tmp", "https://"])
+def test_a_wrong_address_is_refused(monkeypatch, url):
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    from atbook_meta import address
+    from sphinx.errors import ConfigError
+
+    monkeypatch.setenv("ATBOOK_SITE", url)
+    with pytest.raises(ConfigError, match="ATBOOK_SITE is .* no web address: write it as https://"):
+        address("ATBOOK_SITE")
+
+
+def test_the_printed_book_is_tagged_and_outlined_and_has_every_chapter():
+    path = ROOT / "_build" / "book.pdf"
+    if not path.is_file():
+        pytest.skip("there is no PDF: run make pdf first")
+    from pypdf import PdfReader
+
+    printed = PdfReader(path)
+    root = printed.trailer["/Root"]
+    assert root["/MarkInfo"]["/Marked"] and "/StructTreeRoot" in root
+
+    def titles(entries):
+        for entry in entries:
+            yield from titles(entry) if isinstance(entry, list) else ["".join(entry.title.split())]
+
+    found = "\n".join(titles(printed.outline))
+    for name in PAGES:
+        if (ROOT / f"{name}.ipynb").exists():
+            first = json.loads((ROOT / f"{name}.ipynb").read_text())["cells"]
+            text = next("".join(cell["source"]) for cell in first if cell["cell_type"] == "markdown")
+            assert "".join(re.search(r"(?m)^# (.+)$", text)[1].split()) in found, name
+    print(f"\n{len(printed.pages)} pages, {path.stat().st_size / 1e6:.1f} MB")
 
 
 @pytest.mark.site

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -34,3 +36,32 @@ def test_curves_draw_the_history():
     axis = show_curves({"student": run}).axes[0]
     (line,) = axis.lines
     assert line.get_ydata().tolist() == [50, 40] and line.get_label() == "student" and line.get_color() == COLOURS[0]
+
+
+# What people see who lack one kind of cone, in linear RGB: Machado, Oliveira and Fernandes (2009), severity 1.
+SIGHT = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def lab(colours, sight):
+    """CIE L*a*b* of hexadecimal colours, as seen."""
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    f = np.cbrt(seen @ np.array(to_xyz).T / [0.9505, 1, 1.089])
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+def nearest(colours, sight):
+    seen = lab(colours, sight)
+    return min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_readers_can_tell_the_colours_of_lines_apart(sight):
+    assert nearest(COLOURS, sight) > 15  # about 2 can just be told apart side by side
+    assert nearest(("#d62728", "#2ca02c", "#8c564b"), "deuteranopia") < 10  # a red, a green and a brown cannot

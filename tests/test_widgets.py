@@ -15,7 +15,7 @@ from atbook.models import build
 from atbook.recipes import Recipe
 from atbook.runs import Data, Run
 from atbook.scores import energy, pointing_game
-from atbook.widgets import attention_explorer, loss_lab, runs_lab, temperature_lab
+from atbook.widgets import attention_explorer, loss_lab, runs_lab, temperature_lab, transfer_lab
 
 STATIC = Path(atbook.__file__).with_name("static")
 FIGURE = '<figure id="fig"><a href="#"><img src="data:," alt="still"></a><figcaption>Caption</figcaption></figure>'
@@ -25,8 +25,8 @@ FIGURE = '<figure id="fig"><a href="#"><img src="data:," alt="still"></a><figcap
 def show(browser, tmp_path):
     """Opens a page with a lab, as a file; a message of the console is an error."""
 
-    def opened(body: str, javascript: bool = True):
-        page = browser.new_context(java_script_enabled=javascript).new_page()
+    def opened(body: str, javascript: bool = True, **options):
+        page = browser.new_context(java_script_enabled=javascript, **options).new_page()
         said = []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -173,6 +173,47 @@ def test_the_temperature_laboratory_shows_the_packages_loss(show):
 
 
 @pytest.fixture
+def moving(shapes):
+    """A student's map on its way to the teacher's, in five steps."""
+    Q_S, Q_T = torch.rand(2, 8, 8)
+    return transfer_lab(shapes.images[0], Q_T, {n * n: Q_S + n / 4 * (Q_T - Q_S) for n in range(5)}, figure="fig")
+
+
+def test_the_moving_picture_moves_and_can_be_stopped_with_the_keyboard(show, moving):
+    page = show(FIGURE + moving.html())
+    place, time = page.locator(".atbook-lab"), page.get_by_label("steps of training")
+    page.wait_for_function("document.querySelector('input[type=range]').value === '2'")
+    page.get_by_role("button", name="pause").focus()
+    page.keyboard.press("Space")
+    before = time.input_value()
+    page.wait_for_timeout(400)
+    assert time.input_value() == before and page.get_by_role("button", name="play").count() == 1
+    time.focus()
+    page.keyboard.press("Home")
+    assert page.locator("output").inner_text().startswith("0, ")
+    first = float(place.get_attribute("data-cosine"))
+    page.keyboard.press("End")
+    assert page.locator("output").inner_text() == "16, cosine of the two maps 1.00"
+    assert float(place.get_attribute("data-cosine")) == pytest.approx(1, abs=1e-9) and first < 0.95
+    assert page.said == []
+
+
+def test_the_moving_picture_shows_the_packages_cosine(show, shapes):
+    Q_S, Q_T = torch.rand(2, 8, 8)
+    page = show(transfer_lab(shapes.images[0], Q_T, {0: Q_S}).html())
+    expected = (normalize(Q_S[None]) * normalize(Q_T[None])).sum().item()
+    shown = float(page.locator(".atbook-lab").get_attribute("data-cosine"))
+    assert shown == pytest.approx(expected, abs=2e-3)  # maps are sent in 255 steps
+
+
+def test_the_moving_picture_stands_still_where_less_motion_is_asked_for(show, moving):
+    page = show(FIGURE + moving.html(), reduced_motion="reduce")
+    assert page.get_by_role("button", name="play").is_visible()
+    page.wait_for_timeout(400)
+    assert page.locator("output").inner_text().startswith("16, ") and page.said == []
+
+
+@pytest.fixture
 def runs(tmp_path):
     data = Data(label="shapes", train=100, test=20, classes=10, fingerprint="0")
     made = []
@@ -224,5 +265,9 @@ def test_what_does_not_fit_is_refused(shapes):
         loss_lab(torch.ones(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match="negative"):
         loss_lab(-torch.ones(2, 2), torch.ones(2, 2))
+    with pytest.raises(ValueError, match="at least one of the student"):
+        transfer_lab(shapes.images[0], torch.ones(2, 2), {})
+    with pytest.raises(ValueError, match="negative"):
+        transfer_lab(shapes.images[0], torch.ones(2, 2), {0: -torch.ones(2, 2)})
     with pytest.raises(ValueError, match="for 3 labels and 2 classes"):
         temperature_lab(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(3), ["a", "b"])

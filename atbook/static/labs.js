@@ -154,6 +154,43 @@
     power.start();
   };
 
+  // data: image {size, rgb}, size of the maps, teacher: its map, steps: [numbers], frames: [the student's map at each of them]
+  labs.transfer = function (place, data) {
+    var size = data.image.size, last = data.frames.length - 1, rgb = bytes(data.image.rgb), timer = null;
+    var picture = canvas(size, "the image"), T = canvas(size, "where the teacher looks"), S = canvas(size, "where the student looks");
+    var teacher = Array.from(bytes(data.teacher)), frames = data.frames.map(function (text) { return Array.from(bytes(text)); });
+    function photo(i) { return [rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2]]; }
+    function over(onto, map) {
+      var Q = math.enlarge(map, data.size, size), top = Math.max.apply(null, Q);
+      draw(onto, function (i) { return photo(i).map(function (c, k) { return mix(c, colour(Q[i] / top)[k], 0.75); }); });
+    }
+    function show(n) {
+      over(S, frames[n]);
+      place.dataset.cosine = likeness(n);
+    }
+    function likeness(n) { return dot(math.normalize(frames[n]), math.normalize(teacher)); }
+    function name(n) { return data.steps[n] + ", cosine of the two maps " + digits(likeness(n), 2); }
+    var time = slider("steps of training", 0, last, 1, last, name, show);
+    var input = time.node.querySelector("input"), button = el("button", { type: "button", class: "lab-button" });
+    function go(n) { input.value = n; time.start(); }
+    function play(on) {
+      var wait = 0;  // the last picture stays for a while
+      clearInterval(timer);
+      timer = on ? setInterval(function () { if (+input.value < last) { go(+input.value + 1); } else if (++wait > 15) { wait = 0; go(0); } }, 150) : null;
+      button.textContent = on ? "pause" : "play";
+    }
+    button.addEventListener("click", function () { play(!timer); });
+    input.addEventListener("pointerdown", function () { play(false); });
+    input.addEventListener("keydown", function (event) { if (event.key !== "Tab") { play(false); } });
+    place.append(
+      el("div", { class: "lab-panels lab-three" }, [panel("image", picture), panel("the teacher looks here", T), panel("the student looks here", S)]),
+      el("div", { class: "lab-controls" }, [button, time.node]));
+    draw(picture, photo);
+    over(T, teacher);
+    time.start();
+    play(!root.matchMedia("(prefers-reduced-motion: reduce)").matches);
+  };
+
   // data: teacher and student, maps of size * size numbers
   labs.loss = function (place, data) {
     var size = data.size, student = data.student.slice(), highest = Math.max.apply(null, student) || 1;  // unlike the teacher's

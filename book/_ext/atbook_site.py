@@ -34,7 +34,7 @@ def results_key(root: Path) -> str:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 key.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     for name in sorted(os.environ):
-        if name.startswith("ATBOOK_") and name != "ATBOOK_REPOSITORY":  # where the data come from
+        if name in ("ATBOOK_DATA", "ATBOOK_MIRROR"):  # where the data come from
             key.update(f"{name}={os.environ[name]}\n".encode())
     return key.hexdigest()[:16]
 
@@ -68,19 +68,6 @@ def drop_scripts(app, pagename, templatename, context, doctree):
     context["script_files"] = [js for js in context["script_files"] if not hasattr(js, "attributes") or keep(js)]
 
 
-def add_repository_buttons(app, config):
-    """Link to the repository (GitHub, GitLab) only where ``ATBOOK_REPOSITORY`` gives its address: no dead buttons."""
-    if url := os.environ.get("ATBOOK_REPOSITORY"):
-        config.html_theme_options |= {
-            "repository_url": url,
-            "repository_branch": "main",
-            "use_repository_button": True,
-            "use_issues_button": True,
-            "use_edit_page_button": True,
-            "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
-        }
-
-
 def name_chapters(app, what, name, obj, options, lines):
     """Say below each name of the package which chapters use or explain it."""
     module, _, short = name.rpartition(".")
@@ -95,6 +82,8 @@ def name_chapters(app, what, name, obj, options, lines):
 def list_names(app, doctree):
     """Below a chapter, the names of the package that it uses, as links to their page."""
     path = Path(app.env.doc2path(app.env.docname))
+    if path.suffix != ".ipynb":
+        return
     names = sorted(chapter_names(app.srcdir).get(path, ()), key=lambda name: name.lower())
     names = [name for name in names if re.fullmatch(r"atbook\.\w+\.\w*[a-z]\w*", name)]  # no modules, no constants
     names = [name for name in names if name != "atbook.compat.torchvision"]
@@ -111,10 +100,12 @@ def list_names(app, doctree):
 
 @cache
 def chapter_names(source):
-    """The package's names that each chapter imports, or links to in its text."""
+    """The package's names that each chapter, and the first page, imports or links to in its text."""
     found = {}
-    for path in sorted(Path(source, "book").glob("[0-9]*.ipynb")):
-        text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"])
+    for path in [*sorted(Path(source, "book").glob("[0-9]*.ipynb")), *Path(source, "book").glob("index.md")]:
+        text = path.read_text("utf-8")
+        if path.suffix == ".ipynb":
+            text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
         imports = re.findall(r"(?m)^from (atbook\.\w+) import (\([^)]*\)|.*)", text)
         found[path] = {f"{module}.{name}" for module, names in imports for name in re.findall(r"\w+", names)}
         found[path] |= set(re.findall(r"\{py:\w+\}`(?:[^`<]*<)?(atbook\.[\w.]+)", text))
@@ -128,10 +119,23 @@ def mend_markup(app, error):
             text = path.read_text(encoding="utf-8")
             new = text.replace('onclick="window.print()"', 'data-does="print"')
             new = new.replace('onclick="toggleFullScreen()"', 'data-does="full-screen"')
-            new = re.sub(r'<th[^>]*>(&nbsp;)?</th>', "<td></td>", new)  # the corners of tables
+            new = re.sub(r"<th[^>]*>(&nbsp;)?</th>", "<td></td>", new)  # the corners of tables
             new = new.replace('role="doc-biblioentry"', 'role="listitem"')  # the child that role="list" asks for
             if new != text:
                 path.write_text(new, encoding="utf-8")
+
+
+def show_exercises_on_one_page(app):
+    """sphinx-exercise names the builder "singlehtml" for its nodes, which hides the "html" ones of all others."""
+    handlers = app.registry.translation_handlers
+    if "singlehtml" in handlers:
+        handlers["singlehtml"] = handlers.get("html", {}) | handlers["singlehtml"]
+
+
+def move_one_page(app, error):
+    """The book as one page, which Sphinx puts into the first page's folder, to where its pictures and scripts are."""
+    if error is None and app.builder.name == "singlehtml":
+        shutil.move(Path(app.outdir, f"{app.config.root_doc}.html"), Path(app.outdir, "index.html"))
 
 
 def say_when_run(app, pagename, templatename, context, doctree):
@@ -164,14 +168,17 @@ def _last_line(traceback):
 
 
 def setup(app):
+    app.setup_extension("atbook_meta")
+    app.setup_extension("atbook_take")
+    app.connect("builder-inited", show_exercises_on_one_page)
     app.connect("config-inited", use_fresh_cache)
     app.connect("config-inited", use_local_mathjax)
-    app.connect("config-inited", add_repository_buttons)
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("html-page-context", say_when_run)
     app.connect("doctree-read", list_names)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", move_one_page, priority=900)  # over the redirect that stands there
     app.connect("build-finished", mend_markup)
     app.connect("build-finished", report)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
