@@ -31,8 +31,14 @@ CLAIMS = [
     ("11", "cifar10-short", "at", "kd", "better"),
     ("11", "cifar10-short", "at", "at+kd", "better"),
     ("11", "cifar10-short", "at+kd", "kd", "open"),
+    ("12", "shapes-finetune", "scratch", "student", "worse"),
+    ("12", "shapes-finetune", "kd", "student", "worse"),
+    ("12", "shapes-finetune", "at", "student", "worse"),
+    ("12", "shapes-finetune", "at-same", "student", "open"),
+    ("12", "shapes-finetune", "at-untrained", "student", "worse"),
+    ("12", "shapes-finetune", "at", "at-same", "worse"),
 ]
-SEEDS = {"shapes": 5, "shapes-gradients": 5, "cifar10-short": 3}
+SEEDS = {"shapes": 5, "shapes-gradients": 5, "cifar10-short": 3, "shapes-finetune": 5}
 
 
 def errors(folder: str, method: str) -> list[float]:

@@ -25,7 +25,7 @@ def test_all_runs_and_their_scores_and_no_weights(small, tmp_path, capsys):
     folder, out = tmp_path / "work", tmp_path / "out"
     finetune.main(folder, out)
     runs = {run.folder.name: run for run in load_runs(out)}
-    tuned = {"scratch-0", "student-0", "kd-0", "at-0", *CONTROLS}
+    tuned = {"scratch-0", "student-0", "kd-0", "at-0", "at-49ths-0", "at-tenth-0", *CONTROLS}
     assert runs.keys() == tuned | {"pretrained-student", "pretrained-teacher", "teacher", "same", "untrained"}
     assert not list(out.rglob("*.safetensors"))
 
@@ -55,7 +55,7 @@ def test_the_two_tasks_share_no_class():
 
 def test_what_the_book_shows_was_made_by_this_script():
     runs = {run.folder.name: run for run in load_runs(finetune.OUT)}
-    assert len(runs) == 5 + 6 * len(finetune.SEEDS) and all(run.status == "finished" for run in runs.values())
+    assert len(runs) == 5 + 8 * len(finetune.SEEDS) and all(run.status == "finished" for run in runs.values())
     for name, run in runs.items():
         wanted = finetune.PRETRAINING if name.startswith("pretrained") else finetune.TUNING
         if name != "untrained":
