@@ -99,7 +99,7 @@ def overhead(runs: int = 20, minutes: float = 2.0) -> dict[str, float]:
     return {"begin, seconds": begin, "run, seconds": each, "minutes": minutes} | part
 
 
-def measured(runs: int = 4, epochs: int = 3, images: int = 2000) -> list[dict[str, float]]:
+def measured(runs: int = 4, epochs: int = 9, images: int = 2000) -> list[dict[str, float]]:
     """Real trainings by one and by two processes, without the seconds in which these begin."""
     recipes = [Recipe(student="wrn-16-1", train_images=images, epochs=epochs, seed=seed) for seed in range(runs)]
     sweep = Sweep([{}], list(range(runs)), recipes)
