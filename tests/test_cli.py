@@ -51,7 +51,7 @@ def test_help_names_every_field():
 
 def test_a_protocol_sets_several_fields_and_typed_ones_win(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("atbook.train.train", lambda recipe, *a: seen.append(recipe) or 1 / 0)
+    monkeypatch.setattr("atbook.train.train", lambda recipe, *a, **k: seen.append(recipe) or 1 / 0)
     atbook("train", "protocol=short", "epochs=3", "method=student", "--out", tmp_path / "out")
     assert (seen[0].epochs, seen[0].schedule, seen[0].precision) == (3, "one-cycle", "bfloat16")
     assert "protocol 'shirt' is unknown" in refused("train", "protocol=shirt", "--out", tmp_path / "out")

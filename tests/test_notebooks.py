@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, object]] = {
     "10-comparison": {"batch": 2, "repeats": 1, "draws": 200},
     "11-cifar-wrn": {"train_images": 40, "epochs": 1},
     "12-transfer-learning": {"source_images": 60, "target_images": 20, "pretraining": 1, "epochs": 1, "scored": 20},
+    "13-rerun": {"images": 40, "seeds": 1, "workers": 1},
 }
 
 

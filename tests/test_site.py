@@ -143,7 +143,7 @@ def test_what_is_missing_is_said_with_a_way_back(visit, address, name):
 def test_three_doors_stand_on_the_first_screen(visit):
     page = visit("book/index.html")
     for name in ("Read", "Run", "Rerun"):
-        box = page.locator(".sd-card-title", has_text=re.compile(f"^{name}$")).bounding_box()
+        box = page.locator(".sd-card-title", has_text=re.compile(rf"^\s*{name}\s*$")).bounding_box()
         assert box["y"] + box["height"] < 900
 
 
