@@ -492,8 +492,8 @@ def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
 
         def remove():
             wait_for(lambda: len(starts(tmp_path)) >= 4 if (tmp_path / "log.txt").exists() else False)
-            time.sleep(0.7)  # by now either node works on a run of two seconds
-                cluster.remove_node(lost, allow_graceful=False)
+            time.sleep(0.7)  # by now either node is in the middle of a run of two seconds
+            cluster.remove_node(lost, allow_graceful=False)
 
         with engines.Ray(cluster.address, 0) as engine:
             thread = threading.Thread(target=remove)
