@@ -1,4 +1,4 @@
-"""The command line: ``atbook train``, ``rerun``, ``sweep``, ``runs``, ``check`` and ``doctor``; torch only when needed."""
+"""The command line: ``atbook train``, ``rerun``, ``sweep``, ``runs``, ``check``, ``doctor``; torch only when needed."""
 
 import os
 from pathlib import Path
