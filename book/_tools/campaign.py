@@ -146,9 +146,9 @@ def start(*arguments: object) -> BaseProcess:
 
 
 def ships(run: Run) -> bool:
-    """Whether the book ships a run's weights: the methods of Table 1, and seed 0 of others but mapping functions."""
+    """Whether the book ships a run's weights: the teacher's, of every seed of Table 1, and one of each other method."""
     kind = run.folder.name.rpartition("-")[0]
-    return kind in ("student", *TAUGHT) or (run.recipe.seed == 0 and kind not in MAPPINGS)
+    return kind in ("", "student", *TAUGHT) or (run.recipe.seed == 0 and kind in OTHERS)
 
 
 def pack(out: Path, root: Path, archive: Path) -> None:
