@@ -399,8 +399,11 @@ def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
 
 @pytest.fixture
 def start():
-    """Starts a sweep as a process of its own, with one worker."""
-    started = []
+    """Starts a sweep as a process of its own, with one worker, which hears Ctrl-C.
+
+    A shell makes its background jobs deaf to it, and so all that they start: these tests too, when run as such.
+    """
+    started, heard = [], signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(path, out):
         command = [sys.executable, "-m", "atbook.cli", "sweep", path, "--out", out, "--workers", "1"]
@@ -408,6 +411,7 @@ def start():
         return started[-1]
 
     yield start
+    signal.signal(signal.SIGINT, heard)
     for process in started:
         process.kill()
         process.wait()
