@@ -342,7 +342,7 @@
     filter.addEventListener("input", show);
     place.append(
       el("div", { class: "lab-controls" }, [el("div", { class: "lab-control" }, [el("label", { for: id }, ["filter"]), filter]), said]), chart,
-      el("div", { class: "lab-scroll", tabindex: 0, role: "region", "aria-label": "table of runs" }, [el("table", {}, [el("thead", {}, [el("tr", {}, heads)]), body])]));
+      el("div", { class: "lab-scroll", tabindex: 0, role: "region", "aria-label": "table of runs" }, [el("table", {}, [el("caption", {}, ["Recorded runs, one in each row."]), el("thead", {}, [el("tr", {}, heads)]), body])]));
     show();
   };
 

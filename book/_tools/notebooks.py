@@ -75,6 +75,16 @@ def _shows_image(cell: NotebookNode) -> bool:
     )
 
 
+def uncaptioned(nb: NotebookNode) -> list[str]:
+    """Ids of the cells that print a table and have no caption for it (cell metadata ``mystnb: table: caption``)."""
+    shown = [cell for cell in nb.cells if any("<table" in html for html in _htmls(cell))]
+    return [cell.id for cell in shown if not cell.metadata.get("mystnb", {}).get("table", {}).get("caption", "").strip()]
+
+
+def _htmls(cell: NotebookNode) -> list[str]:
+    return [output.get("data", {}).get("text/html", "") for output in cell.get("outputs", [])]
+
+
 def write(nb: NotebookNode, path: Path) -> None:
     """Write a notebook with one newline at its end, the same on every system."""
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
@@ -90,6 +100,8 @@ def renew(path: Path) -> str | None:
         return str(error)
     if cells := undescribed(nb):
         return f"no text alternative (cell metadata mystnb: image: alt) for the image in cell {', '.join(cells)}"
+    if cells := uncaptioned(nb):
+        return f"no caption (cell metadata mystnb: table: caption) for the table in cell {', '.join(cells)}"
     write(clean(nb), path)
     return None
 
