@@ -87,6 +87,11 @@ def undescribed(found: Page) -> list[str]:
     ]
 
 
+def uncaptioned(found: Page) -> list[str]:
+    """Tables that do not begin with a caption."""
+    return [start for start, after in re.findall(r"(<table\b[^>]*>)\s*(<\w+)", found.html) if after != "<caption"]
+
+
 # The sources ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +149,11 @@ def test_every_image_is_described(name):
     assert not undescribed(built(name))
 
 
+@each_page
+def test_every_table_has_a_caption(name):
+    assert not uncaptioned(built(name))
+
+
 def test_a_bad_page_is_found(tmp_path):
     """The checks above fail where they should."""
     bad = tmp_path / "bad.html"
@@ -152,10 +162,12 @@ def test_a_bad_page_is_found(tmp_path):
         '<img src="bad.html" alt="_images/x.png"><img src="bad.html" alt=""><img src="bad.html" alt="a map">'
         '<script src="//cdn.org/x.js"></script>'
         '<style>@import "https://b.org/x.css"; a {background: url(//c.org/y.png)}</style>'
+        '<table class="a"><caption>Sizes</caption></table><table class="b">\n<thead></thead></table>'
     )
     found = page(bad)
     assert broken_links(found, tmp_path) == ["#gone", "other.html"]
     assert undescribed(found) == ["bad.html"] * 2
+    assert uncaptioned(found) == ['<table class="b">']
     assert foreign(found) == ["//cdn.org/x.js", "https://b.org/x.css", "//c.org/y.png"]
 
 

@@ -13,7 +13,7 @@ import nbformat
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebooks import alt, clean, main, undescribed, write
+from notebooks import alt, clean, main, uncaptioned, undescribed, write
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
@@ -134,6 +134,18 @@ def test_a_missing_text_alternative_is_found(cell):
     assert without_alt(new_notebook(cells=[cell]))
     cell.metadata["mystnb"] = {"image": {"alt": "a map"}}
     assert not without_alt(new_notebook(cells=[cell]))
+
+
+@each_chapter
+def test_every_printed_table_has_a_caption(path):
+    assert not uncaptioned(read(path)), "cell metadata needs mystnb: table: caption"
+
+
+def test_a_missing_caption_is_found():
+    cell = new_code_cell("table", outputs=[new_output("display_data", {"text/html": "<div><table></table></div>"})])
+    assert uncaptioned(new_notebook(cells=[cell])) == [cell.id]
+    cell.metadata["mystnb"] = {"table": {"caption": "Errors in percent."}}
+    assert not uncaptioned(new_notebook(cells=[cell]))
 
 
 # Typed numbers -------------------------------------------------------------------------------------------------------

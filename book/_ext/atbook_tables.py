@@ -36,7 +36,8 @@ class RunTimes(SphinxPostTransform):
                     rows.append(_row(nodes.paragraph("", "", link), when, seconds))
             body = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in (5, 2, 1)), cols=3)
             body += [nodes.thead("", rows[0]), nodes.tbody("", *rows[1:])]
-            node.replace_self(nodes.table("", nodes.title("", "When each page was run (UTC), and how long it took."), body))
+            title = nodes.title("", "When each page was run (UTC), and how long it took.")
+            node.replace_self(nodes.table("", title, body, ids=["run-times"]))
 
 
 def _row(first, *rest):

@@ -77,12 +77,16 @@ def _shows_image(cell: NotebookNode) -> bool:
 
 def uncaptioned(nb: NotebookNode) -> list[str]:
     """Ids of the cells that print a table and have no caption for it (cell metadata ``mystnb: table: caption``)."""
-    shown = [cell for cell in nb.cells if any("<table" in html for html in _htmls(cell))]
-    return [cell.id for cell in shown if not cell.metadata.get("mystnb", {}).get("table", {}).get("caption", "").strip()]
+    return [cell.id for cell in nb.cells if _prints_table(cell) and not caption(cell)]
 
 
-def _htmls(cell: NotebookNode) -> list[str]:
-    return [output.get("data", {}).get("text/html", "") for output in cell.get("outputs", [])]
+def caption(cell: NotebookNode) -> str:
+    """The caption of the table that a cell prints; empty where there is none."""
+    return cell.metadata.get("mystnb", {}).get("table", {}).get("caption", "").strip()
+
+
+def _prints_table(cell: NotebookNode) -> bool:
+    return any("<table" in output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))
 
 
 def write(nb: NotebookNode, path: Path) -> None:
