@@ -359,6 +359,17 @@ def test_a_chapter_is_swept_and_its_receipts_are_told(tmp_path, written, chapter
     assert again[0].folder == jobs[0].folder
 
 
+def test_relative_paths_of_a_chapter_start_where_the_sweep_was_planned(tmp_path, written, chapter, monkeypatch):
+    """A worker on a cluster is in another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    read = sweep.read(written(chapter | {"grid": {"epochs": [1]}, "parameters": {"out": "mine"}, "seeds": 1}))
+    (job,) = planning.plan(read, "out")
+    monkeypatch.chdir("elsewhere")
+    job.go()
+    assert (tmp_path / "mine" / "student-0" / "receipt.json").exists() and Path.cwd().name == "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -395,6 +406,19 @@ def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'atbook\[ray\]'"):
         engines.Ray(None, 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "localhost:99999"])
+def test_a_cluster_that_is_not_there_is_a_sentence_in_seconds(address, monkeypatch):
+    """Ray itself tries for two minutes, and writes a line for each try."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
+    before = time.monotonic()
+    for given, around in ((address, "ignored:1"), (None, address)):
+        monkeypatch.setenv("RAY_ADDRESS", around)
+        with pytest.raises(ValueError, match=f"no Ray cluster at '{re.escape(address)}' .*: start one with") as caught:
+            engines.Ray(given, 0)
+        assert "\n" not in str(caught.value)
+    assert time.monotonic() - before < 30
 
 
 @pytest.fixture
