@@ -413,10 +413,10 @@ def test_a_cluster_that_is_not_there_is_a_sentence_in_seconds(address, monkeypat
     """Ray itself tries for two minutes, and writes a line for each try."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
     before = time.monotonic()
-    for given, around in ((address, "ignored:1"), (None, address)):
+    for named, around in ((address, "ignored:1"), (None, address)):
         monkeypatch.setenv("RAY_ADDRESS", around)
         with pytest.raises(ValueError, match=f"no Ray cluster at '{re.escape(address)}' .*: start one with") as caught:
-            engines.Ray(given, 0)
+            engines.Ray(named, 0)
         assert "\n" not in str(caught.value)
     assert time.monotonic() - before < 30
 
