@@ -177,7 +177,8 @@ class Ray:
             _knock(address or "")
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, OverflowError, ValueError, RuntimeError) as error:
-            why = f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}): start one with ray start --head"
+            mend = "start one with ray start --head; if it has a token, set RAY_AUTH_MODE=token"
+            why = f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}): {mend}"
             raise ValueError(why) from None
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RESTARTS)(attempt)
 
