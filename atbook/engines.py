@@ -180,6 +180,8 @@ class Ray:
             mend = "start one with ray start --head; if it has a token, set RAY_AUTH_MODE=token"
             why = f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}): {mend}"
             raise ValueError(why) from None
+        if (there := ray.cluster_resources().get("GPU", 0)) < gpus:  # more may come, if the cluster grows by itself
+            print(f"atbook: a run takes {gpus:g} GPUs, the cluster has {there:g}: all wait for more", file=sys.stderr)
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RESTARTS)(attempt)
 
     def submit(self, job: Job) -> Future:

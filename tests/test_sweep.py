@@ -502,16 +502,16 @@ def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written, start):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
-    """A real cluster of two nodes: the second is removed while it works."""
+def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch, capsys):
+    """A real cluster of two nodes, each said to have a GPU: the second is removed while it works."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "book" / "_tools"))))
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    node = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     try:
-        lost = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        lost = cluster.add_node(**node)
         jobs = sleeps(tmp_path, 8, 2.0, epochs=4)
 
         def remove():
@@ -519,7 +519,10 @@ def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
             time.sleep(0.7)  # by now either node is in the middle of a run of two seconds
             cluster.remove_node(lost, allow_graceful=False)
 
-        with engines.Ray(cluster.address, 0) as engine:
+        with engines.Ray(cluster.address, 3):
+            assert "a run takes 3 GPUs, the cluster has 2: all wait for more" in capsys.readouterr().err
+        with engines.Ray(cluster.address, 0.25) as engine:
+            assert "GPU" not in capsys.readouterr().err
             thread = threading.Thread(target=remove)
             thread.start()
             assert engines.finish(jobs, engine, lambda *_: None) == {}
