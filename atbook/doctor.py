@@ -3,12 +3,13 @@
 ``python -m atbook.doctor`` does the same where not even the command line's own packages are installed.
 """
 
-import json
+import hashlib
 import os
 import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -149,34 +150,66 @@ def _cache() -> Path:
 
 
 def shapes() -> Finding:
+    from atbook.data import _read
+
     cache, said = _cache(), "ATBOOK_DATA" if os.environ.get("ATBOOK_DATA") else "default"
+    try:
+        tempfile.TemporaryFile(dir=_existing(cache)).close()
+    except OSError as error:
+        found = f"{cache} ({said}) cannot be written to ({error.strerror}): shapes are made anew each time, no CIFAR"
+        return Finding("data", found, "export ATBOOK_DATA=FOLDER, one of your own")
     made = sorted(cache.glob("shapes-*.safetensors"))
-    return Finding("data", f"{cache} ({said}): shapes {'made' if made else 'are made on first use, in seconds'}")
+    try:
+        state = "made" if [_read(path) for path in made] else "are made on first use, in seconds"
+    except Exception:
+        state = "are damaged, and will be made anew on their next use"
+    return Finding("data", f"{cache} ({said}): shapes {state}")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def cifar() -> Finding:
-    folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-    absent = [name for name, folder in folders.items() if not (_cache() / folder).is_dir()]
-    found = ", ".join(f"{name} {'not here' if name in absent else 'here'}" for name in folders)
-    mend = f"only where it is wanted: atbook train dataset={absent[0]} downloads it" if absent else None
+    from atbook.compat import torchvision
+
+    sets = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+    states = {name: _state(dataset, _cache()) for name, dataset in sets.items()}
+    found = ", ".join(f"{name} {state}" for name, state in states.items())
+    wanted = [name for name, state in states.items() if state != "here"]
+    mend = f"only where it is wanted: atbook train dataset={wanted[0]} downloads it" if wanted else None
     return Finding("CIFAR", found, mend)
 
 
+def _state(dataset: type, root: Path) -> str:
+    """Whether the unpacked files are there, and those of torchvision's hashes: a second for the real ones."""
+    folder = root / dataset.base_folder
+    if not folder.is_dir():
+        return "not here"
+    listed = [*dataset.train_list, *dataset.test_list]
+    sound = all((folder / f).is_file() and hashlib.md5((folder / f).read_bytes()).hexdigest() == h for f, h in listed)
+    return "here" if sound else "damaged"
+
+
 def receipts() -> Finding:
-    from atbook.runs import book_runs
+    from atbook.runs import Run, book_runs, load_runs
 
     try:
         folder = book_runs()
     except FileNotFoundError as error:
         return Finding("receipts", str(error), "run this inside a clone of the repository", needed=True)
-    status = [json.loads(path.read_text())["status"] for path in folder.rglob("receipt.json")]
-    teacher = (folder / "shapes" / "teacher" / "weights.safetensors").is_file()
-    found = f"{status.count('finished')} finished of {len(status)} in {folder}" + ("" if teacher else ", no teacher")
-    return Finding("receipts", found, None if teacher else f"git -C {ROOT} checkout -- book/runs", needed=True)
+    try:
+        found = load_runs(folder)
+        Run.load(folder / "shapes" / "teacher").model()  # chapters are taught by it
+    except (ValueError, OSError) as error:
+        return Finding("receipts", str(error), f'git -C "{folder.parents[1]}" checkout -- book/runs', needed=True)
+    finished = sum(run.status == "finished" for run in found)
+    return Finding("receipts", f"{finished} finished of {len(found)} in {folder}", needed=True)
 
 
 def disk() -> Finding:
-    place = next(place for place in (_cache(), *_cache().parents) if place.exists())
+    place = _existing(_cache())
     free = shutil.disk_usage(place).free / 1e9
     return Finding("free disk", f"{free:.1f} GB at {place}", None if free > 1 else "make room, or set ATBOOK_DATA")
 

@@ -6,6 +6,7 @@ Both do the same: `attempt` trains one run under a lock, and `dispatch` hands th
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter, deque
@@ -171,11 +172,16 @@ class Ray:
         except ImportError:
             raise ValueError("the engine 'ray' is not installed: pip install 'atbook[ray]'") from None
         self.ray = ray
+        address = address or os.environ.get("RAY_ADDRESS")
         try:
+            _knock(address or "")
             ray.init(address=address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            why = f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}): start one with ray start --head"
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
+            mend = "start one with ray start --head; if it has a token, set RAY_AUTH_MODE=token"
+            why = f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}): {mend}"
             raise ValueError(why) from None
+        if (there := ray.cluster_resources().get("GPU", 0)) < gpus:  # more may come, if the cluster grows by itself
+            print(f"atbook: a run takes {gpus:g} GPUs, the cluster has {there:g}: all wait for more", file=sys.stderr)
         self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RESTARTS)(attempt)
 
     def submit(self, job: Job) -> Future:
@@ -186,3 +192,10 @@ class Ray:
 
     def __exit__(self, *rest: object) -> None:
         self.ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or OverflowError if nothing answers at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

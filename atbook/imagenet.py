@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from atbook.attention import Taps
 from atbook.compat import torchvision
-from atbook.data import MEAN, STD, balanced, read_image
+from atbook.data import MEAN, STD, Part, balanced, read_image
 
 transforms = torchvision.transforms
 
@@ -106,7 +106,7 @@ class ImageFiles:
         return hashlib.sha256(json.dumps([self.classes, self.labels.tolist(), self.size, files]).encode()).hexdigest()
 
     def views(
-        self, batches: Sequence[Tensor], kind: str, generator: torch.Generator
+        self, batches: Sequence[Tensor], kind: str, generator: torch.Generator, part: Part = slice
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches; a view depends on the generator's state and on the image alone, not on who decodes it.
 
@@ -116,17 +116,20 @@ class ImageFiles:
                 the size, and flipped with probability 1/2: the usual one for ImageNet), "flip" (the test's view,
                 flipped with probability 1/2) or "none" (the test's view).
             generator: of the CPU.
+            part: which of so many images this process wants; no others are decoded.
 
         Returns:
             Of each batch the images, uint8 `(N, 3, size, size)`, and labels.
         """
         seeds = torch.randint(2**32, (len(self),), generator=generator)  # torch's CPU generator takes 32 bits
-        return self._load(batches, _Views(self.paths, self.size, kind, seeds))
+        own = [batch[part(len(batch))] for batch in batches]
+        return self._load(own, _Views(self.paths, self.size, kind, seeds))
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order, as they are tested: the shorter side to 8/7 of ``self.size``, then the middle."""
-        views = _Views(self.paths, self.size, "none", torch.zeros(len(self)))
-        return self._load(torch.arange(len(self)).split(size), views)
+    def batches(self, size: int, part: Part = slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order, or this process's part of them, as they are tested: the shorter side to 8/7 of
+        ``self.size``, then the middle."""
+        views, own = _Views(self.paths, self.size, "none", torch.zeros(len(self))), part(len(self))
+        return self._load(torch.arange(len(self))[own].split(size), views)
 
     def _load(self, batches: Sequence[Tensor], views: "_Views") -> Iterator[tuple[Tensor, Tensor]]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of Linux

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -89,11 +90,13 @@ class Rerun(Job):
 
     chapter: Path
     values: Cell
+    place: Path  # where relative paths among the values start: a cluster's workers are elsewhere
 
     def go(self) -> None:
         from atbook.rerun import rerun
 
-        record = rerun(self.chapter, self.values, self.folder, resume=True, progress=False)
+        with chdir(self.place):
+            record = rerun(self.chapter, self.values, self.folder, resume=True, progress=False)
         if record.status != "finished":
             raise RuntimeError(record.reason)
 
@@ -150,7 +153,7 @@ def _reruns(sweep: Sweep) -> Iterator[tuple[str, type, tuple]]:
     from atbook.rerun import _new
 
     for values in sweep.runs:
-        yield _new(sweep.chapter, values, Path()).key, Rerun, (sweep.chapter, values)
+        yield _new(sweep.chapter, values, Path()).key, Rerun, (sweep.chapter, values, Path.cwd())
 
 
 def _describer() -> Callable:

@@ -106,10 +106,13 @@ def rerun(
         ValueError: if a parameter is unknown or impossible, ``out`` is in use, or holds anything else.
         OSError: if ``out`` cannot be written to.
     """
+    from atbook.runs import remove_halves
+
     notebook, typed, folder = find(chapter), checked(chapter, values), Path(out)
     if _is_foreign(folder):
         raise ValueError(f"{str(out)!r} holds other files and no rerun: choose an empty or a new folder")
     with _held(folder):
+        remove_halves(folder, (FILE, f"{notebook.stem}.html"))
         record = _new(notebook, typed, folder)
         if (folder / FILE).exists():
             old = Record.load(folder)
@@ -211,10 +214,10 @@ def _refuse_another(old: Record, new: Record) -> None:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether there are files that no rerun wrote."""
+    """Whether there are files that no rerun wrote; one that was killed at once leaves hidden ones."""
     if not folder.is_dir() or (folder / FILE).exists():
         return False
-    return any(path.name != LOCK for path in folder.iterdir())
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 @contextmanager

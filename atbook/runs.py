@@ -176,8 +176,7 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _unwritable("receipt.json", folder, error) from None
     try:
-        for left in (path for name in FILES for path in folder.glob(f".{name}.*")):
-            left.unlink()
+        remove_halves(folder, FILES)
         yield
     finally:
         with suppress(OSError):
@@ -209,6 +208,12 @@ def write(path: Path, content: bytes) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise _unwritable(path.name, path.parent, error) from None
+
+
+def remove_halves(folder: Path, names: Sequence[str]) -> None:
+    """Remove what killed processes had half written of files with these names; none may be writing there now."""
+    for left in (path for name in names for path in folder.glob(f".{name}.*")):
+        left.unlink()
 
 
 def code_hash(modules: Sequence[str] = MODULES) -> str:

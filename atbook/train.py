@@ -208,7 +208,7 @@ def train_together(
     train_set, test_set = (load(recipe.dataset, split, root, recipe.image_size) for split in ("train", "test"))
     if recipe.train_images is not None:
         train_set = train_set.take(recipe.train_images)
-    distributed.check(len(train_set), recipe.batch)
+    distributed.check(len(train_set), recipe.batch, len(test_set))
     first = pretrained and pretrained.hash
     with _in_memory(recipe), ExitStack() as locks:
         opened = [_open(recipes[out], Path(out), train_set, test_set, held[out], first, locks) for out in recipes]
@@ -413,9 +413,9 @@ class _Cohort:
         """
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         batches = torch.randperm(len(self.images), generator=generator).split(self.recipe.batch)
-        for images, labels in self.images.views(batches, self.recipe.augment, generator):
-            own = distributed.part(len(labels))
-            yield images[own], labels[own], len(labels[own]) / len(labels)
+        views = self.images.views(batches, self.recipe.augment, generator, distributed.part)
+        for batch, (images, labels) in zip(batches, views, strict=True):
+            yield images, labels, len(labels) / len(batch)
 
     def _teach(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
@@ -524,7 +524,7 @@ class _Student:
         """Write the epoch into the history."""
         row = {name: (value / images).item() for name, value in self.sums.items()}
         row["train_error"] *= 100
-        row["test_error"] = evaluate(self.model, test_set)  # by every process: the others would only wait for one
+        row["test_error"] = evaluate(self.model, test_set)
         if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
             raise FloatingPointError(f"the weights are no numbers after epoch {epoch + 1}: lower lr or beta")
         self.run.history.append({"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row)
@@ -546,13 +546,17 @@ class _Student:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, batch: int = 500) -> float:
-    """Test error in %: the share of images whose largest logit is not the label's. Ends in evaluation mode."""
+    """Test error in %: the share of images whose largest logit is not the label's. Ends in evaluation mode.
+
+    Under ``torchrun`` all processes call it, and each takes its part of the images.
+    """
     model.eval()
     device = next(model.parameters()).device
-    wrong = 0
-    for x, y in images.batches(batch):
-        wrong += (model(standardize(x.to(device))).argmax(dim=1) != y.to(device)).sum().item()
-    return 100 * wrong / len(images)
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for x, y in images.batches(batch, distributed.part):
+        wrong += (model(standardize(x.to(device))).argmax(dim=1) != y.to(device)).sum()
+    distributed.add_up([wrong])
+    return 100 * wrong.item() / len(images)
 
 
 def _keep(model: Network, recipe: Recipe) -> list[nn.Module]:

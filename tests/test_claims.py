@@ -1,5 +1,7 @@
 """What the chapters say in words that no run can change is what the recorded runs say."""
 
+import json
+
 import pytest
 
 from atbook.runs import Run, book_runs, change
@@ -50,3 +52,14 @@ def test_a_sentence_is_what_its_runs_say(chapter, folder, method, baseline, verd
     pairs = zip(errors(folder, method), errors(folder, baseline), strict=True)
     found = change([error - other for error, other in pairs])
     assert found.verdict == verdict, f"chapter {chapter} speaks of {method} against {baseline} as {verdict}"
+
+
+def test_sweeps_scale_as_chapter_13_draws_them():
+    """From the records of ``book/_tools/scaling.py``."""
+    checks = json.loads((book_runs() / "checks.json").read_text())
+    overhead, measured, simulated = (checks[f"sweep {n}"]["value"] for n in ("overhead", "measured", "simulated"))
+    assert overhead["minutes"] == 2 and all(overhead[f"of {n} runs, %"] < 5 for n in (1, 5, 20))
+    one, two = measured
+    assert (one["workers"], two["workers"]) == (1, 2) and one["runs"] == two["runs"]
+    assert one["seconds"] / two["seconds"] == two["times one"] >= 1.8
+    assert simulated[-1]["workers"] == 256 and all(row["efficiency"] > 0.9 for row in simulated)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -32,15 +33,18 @@ RECIPES = {
     "at+kd": {"method": "at+kd", "student": "wrn-10-2"},
     "fitnet": {"method": "fitnet", "student": "wrn-10-2", "hint_part": 0.5},
     "grad-at": {"method": "grad-at", "student": "nin-thin-nobn", "lr": 0.001},
+    "files": {"image_size": 32},  # decoded as they are needed
 }
 # What each process runs: first batch norm on its part of a batch, if there is one, then every recipe.
 WORKER = """
 import json, sys
 from pathlib import Path
 import torch
-from atbook import distributed, runs
+from atbook import distributed, imagenet, runs
 from atbook.recipes import Recipe
 from atbook.train import train
+decoded, read = [], imagenet.read_image
+imagenet.read_image = lambda path: decoded.append(f"{path.parts[-3]}/{path.name}") or read(path)
 out, root, recipes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 distributed.start()
 rank = distributed.rank()
@@ -63,6 +67,7 @@ for name, fields in recipes.items():
     except FloatingPointError as error:
         ends[name] = str(error)
 (out / f"ends-{rank}.json").write_text(json.dumps(ends))
+(out / f"decoded-{rank}.json").write_text(json.dumps(decoded))
 """
 
 
@@ -158,6 +163,13 @@ def test_all_processes_hold_the_same_weights_and_the_first_alone_writes(together
         assert {path.name for path in (together / name).iterdir()} == {"receipt.json", "weights.safetensors"}
 
 
+def test_each_process_decodes_its_own_part_of_the_images(together):
+    """Of 31 images in batches of 13, 13 and 5, and of 20 to test on; in each of two epochs every image once."""
+    parts = [json.loads((together / f"decoded-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [2 * (6 + 6 + 2 + 10), 2 * (7 + 7 + 3 + 10)]
+    assert set(Counter(sum(parts, [])).values()) == {2} and len({*sum(parts, [])}) == 51
+
+
 def test_batch_norm_takes_the_whole_batch(together):
     """Against torch's, in one process, on the whole batch: output, gradients, their gradients, running statistics."""
     x, pull = batch()
@@ -248,6 +260,8 @@ def test_what_cannot_be_shared_out_is_refused(root, recipes, tmp_path, monkeypat
     monkeypatch.setattr(distributed, "size", lambda: 12)
     with pytest.raises(ValueError, match="last batch of an epoch has 5 images for 12 processes: choose another batch"):
         train(Recipe(**recipes["student"]), tmp_path / "run", root)
+    with pytest.raises(ValueError, match="the test has 11 images for 12 processes: start fewer"):
+        distributed.check(120, 12, 11)
     monkeypatch.setattr(training, "check_compiler", lambda: None)
     with pytest.raises(ValueError, match="several processes cannot train compiled networks"):
         train_together({tmp_path / "run": Recipe(**recipes["student"])}, root, compile=True)

@@ -1,13 +1,18 @@
+import hashlib
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from atbook import doctor
+from atbook import data, doctor
 from atbook.cli import app
+
+ROOT = Path(__file__).parents[1]
 
 
 def found(what: str) -> doctor.Finding:
@@ -30,12 +35,51 @@ def test_one_screen_and_exit_code_0_where_the_book_runs(tmp_path, monkeypatch):
     assert "made on first use" in result.output and "cifar10 not here" in result.output
 
 
-def test_data_that_is_here_is_found(tmp_path, monkeypatch):
+def test_shapes_are_made_or_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("ATBOOK_DATA", str(tmp_path))
-    for folder in ("cifar-10-batches-py", "cifar-100-python"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "shapes-0-test.safetensors").touch()
-    assert found("CIFAR").mend is None and "shapes made" in found("data").found
+    data._shapes.cache_clear()
+    data.load("shapes", "test")
+    assert found("data").found.endswith("shapes made") and found("data").mend is None
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "shapes are damaged, and will be made anew" in found("data").found
+    data._shapes.cache_clear()
+
+
+def test_cifar_is_here_if_its_files_are_those_of_its_hashes(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATBOOK_DATA", str(tmp_path))
+    listed = [("data_batch_1", hashlib.md5(b"one").hexdigest())], [("test_batch", hashlib.md5(b"two").hexdigest())]
+    for name in ("CIFAR10", "CIFAR100"):
+        fake = SimpleNamespace(base_folder=name, train_list=listed[0], test_list=listed[1])
+        monkeypatch.setattr(f"torchvision.datasets.{name}", fake)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data_batch_1").write_bytes(b"one")
+    (tmp_path / "CIFAR100" / "test_batch").write_bytes(b"two")
+    one = found("CIFAR")
+    assert one.found == "cifar10 damaged, cifar100 here" and "atbook train dataset=cifar10" in one.mend
+    (tmp_path / "CIFAR10" / "test_batch").write_bytes(b"two")
+    assert found("CIFAR") == ("CIFAR", "cifar10 here, cifar100 here", None, False)
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATBOOK_DATA", str(tmp_path / place))
+    one = found("data")
+    assert "cannot be written to" in one.found and one.mend.startswith("export ATBOOK_DATA=") and not one.needed
+
+
+@pytest.mark.parametrize("name", ["receipt.json", "weights.safetensors"])
+def test_damaged_receipts_and_weights_are_told(tmp_path, monkeypatch, name):
+    teacher = tmp_path / "book" / "runs" / "shapes" / "teacher"
+    shutil.copytree(ROOT / "book" / "runs" / "shapes" / "teacher", teacher)
+    monkeypatch.chdir(tmp_path)
+    assert found("receipts").found == f"1 finished of 1 in {tmp_path / 'book' / 'runs'}"
+    (teacher / name).write_bytes((teacher / name).read_bytes()[:-9])
+    one = found("receipts")
+    assert "teacher" in one.found and one.mend == f'git -C "{tmp_path}" checkout -- book/runs' and one.needed
+    (teacher / name).unlink()
+    assert found("receipts").mend == one.mend
 
 
 def test_a_missing_package_is_named_with_the_command_and_exit_code_1(monkeypatch, capsys):
@@ -68,6 +112,13 @@ def test_other_missing_things_are_notes(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     assert found("browser").mend == "apt install chromium" and found("free disk").mend.startswith("make room")
     assert doctor.can_run([found("browser"), found("free disk")])
+
+
+def test_the_command_itself_says_so_where_it_lacks_a_package():
+    code = "import sys; sys.modules['yaml'] = None; from atbook.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr and "yaml" in result.stderr
+    assert "tested versions" in result.stdout
 
 
 def test_nothing_raises_where_torch_cannot_be_imported(tmp_path):

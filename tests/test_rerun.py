@@ -111,6 +111,16 @@ def test_what_is_no_rerun_is_left_alone(notebook, tmp_path):
         Record.load(tmp_path / "mine")
 
 
+def test_what_a_kill_left_half_written_is_removed(notebook, tmp_path):
+    """Also where it came before there was a record: the hidden files do not make the folder somebody else's."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".rerun.json.x1y2", ".own.html.x1y2"):
+        (out / name).write_text("{")
+    assert rerun(notebook("pass"), {}, out, progress=False).status == "finished"
+    assert {p.name for p in out.iterdir()} == {"own.ipynb", "own.html", "rerun.json", ".lock"}
+
+
 # On the command line -------------------------------------------------------------------------------------------------
 
 

@@ -359,6 +359,17 @@ def test_a_chapter_is_swept_and_its_receipts_are_told(tmp_path, written, chapter
     assert again[0].folder == jobs[0].folder
 
 
+def test_relative_paths_of_a_chapter_start_where_the_sweep_was_planned(tmp_path, written, chapter, monkeypatch):
+    """A worker on a cluster is in another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    read = sweep.read(written(chapter | {"grid": {"epochs": [1]}, "parameters": {"out": "mine"}, "seeds": 1}))
+    (job,) = planning.plan(read, "out")
+    monkeypatch.chdir("elsewhere")
+    job.go()
+    assert (tmp_path / "mine" / "student-0" / "receipt.json").exists() and Path.cwd().name == "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -395,6 +406,19 @@ def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'atbook\[ray\]'"):
         engines.Ray(None, 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "localhost:99999"])
+def test_a_cluster_that_is_not_there_is_a_sentence_in_seconds(address, monkeypatch):
+    """Ray itself tries for two minutes, and writes a line for each try."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
+    before = time.monotonic()
+    for named, around in ((address, "ignored:1"), (None, address)):
+        monkeypatch.setenv("RAY_ADDRESS", around)
+        with pytest.raises(ValueError, match=f"no Ray cluster at '{re.escape(address)}' .*: start one with") as caught:
+            engines.Ray(named, 0)
+        assert "\n" not in str(caught.value)
+    assert time.monotonic() - before < 30
 
 
 @pytest.fixture
@@ -482,16 +506,16 @@ def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written, start):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
-    """A real cluster of two nodes: the second is removed while it works."""
+def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch, capsys):
+    """A real cluster of two nodes, each said to have a GPU: the second is removed while it works."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "book" / "_tools"))))
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    node = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     try:
-        lost = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        lost = cluster.add_node(**node)
         jobs = sleeps(tmp_path, 8, 2.0, epochs=4)
 
         def remove():
@@ -499,7 +523,10 @@ def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
             time.sleep(0.7)  # by now either node is in the middle of a run of two seconds
             cluster.remove_node(lost, allow_graceful=False)
 
-        with engines.Ray(cluster.address, 0) as engine:
+        with engines.Ray(cluster.address, 3):
+            assert "a run takes 3 GPUs, the cluster has 2: all wait for more" in capsys.readouterr().err
+        with engines.Ray(cluster.address, 0.25) as engine:
+            assert "GPU" not in capsys.readouterr().err
             thread = threading.Thread(target=remove)
             thread.start()
             assert engines.finish(jobs, engine, lambda *_: None) == {}

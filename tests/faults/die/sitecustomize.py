@@ -24,4 +24,4 @@ def _die_at(number, below):
 
 
 if "DIE_AT" in os.environ:
-    _die_at(int(os.environ["DIE_AT"]), os.environ["DIE_BELOW"])
+    _die_at(int(os.environ.pop("DIE_AT")), os.environ["DIE_BELOW"])  # this process, and none that it starts
