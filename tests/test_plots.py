@@ -1,4 +1,6 @@
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,3 +67,22 @@ def nearest(colours, sight):
 def test_readers_can_tell_the_colours_of_lines_apart(sight):
     assert nearest(COLOURS, sight) > 15  # about 2 can just be told apart side by side
     assert nearest(("#d62728", "#2ca02c", "#8c564b"), "deuteranopia") < 10  # a red, a green and a brown cannot
+
+
+def in_the_dark(colours):
+    """What custom.css makes of plots: inverted, and the hue turned by half (Filter Effects Module 1)."""
+    css = (Path(__file__).parent.parent / "book" / "_static" / "custom.css").read_text()
+    share = float(re.search(r"img\.plot { filter: invert\((.\d+)\) hue-rotate\(180deg\)", css)[1])
+    luminance = np.array([0.213, 0.715, 0.072])
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    inverted = share + rgb * (1 - 2 * share)
+    turned = np.clip(2 * (inverted @ luminance)[:, None] - inverted, 0, 1)
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in turned]
+
+
+def test_plots_in_the_dark_stand_on_the_page_and_keep_their_colours_apart():
+    white, black, *lines = in_the_dark(("#ffffff", "#000000", *COLOURS))
+    assert (white, black) == ("#121212", "#ededed")  # the theme's dark ground; light text
+    assert all(nearest(lines, sight) > 12 for sight in SIGHT)
+    ground = lab([white], "usual")[0, 0]
+    assert all(lightness - ground > 35 for lightness in lab(lines, "usual")[:, 0])

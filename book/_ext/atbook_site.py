@@ -169,6 +169,7 @@ def _last_line(traceback):
 
 def setup(app):
     app.setup_extension("atbook_meta")
+    app.setup_extension("atbook_plots")
     app.setup_extension("atbook_tables")
     app.setup_extension("atbook_take")
     app.connect("builder-inited", show_exercises_on_one_page)
