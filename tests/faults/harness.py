@@ -84,11 +84,11 @@ def kill_before_change(job: Job, number: int) -> bool:
 def kill_until_done(job: Job, generator: random.Random, seconds: float) -> int:
     """Start the command again and again until it ends, each time killed at a random moment; how many kills.
 
-    The moments lie between 0.3 and 1.0 of the ``seconds`` that it takes: before, Python is still loading. Half of the
-    kills are of the command alone, half of all that it started too.
+    The moments lie between 0.2 and 0.8 of the ``seconds`` that the whole takes, which covers all of what is left the
+    second time. Half of the kills are of the command alone, half of all that it started too.
     """
     kills, done = 0, 0
-    while kill_after(job, generator.uniform(0.3, 1.0) * seconds, generator.random() < 0.5):
+    while kill_after(job, generator.uniform(0.2, 0.8) * seconds, generator.random() < 0.5):
         kills, before, done = kills + 1, done, job.progress()
         assert done >= before, "more was lost than what was in hand"
         seconds *= 1.1  # so that it ends, however slow the machine has become
