@@ -132,10 +132,10 @@ def test_figures_come_alive_and_stand_still_without_javascript(visit, name):
 
 def test_without_javascript_a_page_is_whole_and_says_what_is_missing(visit):
     page = visit("book/04-mapping-functions.html", java_script_enabled=False)
-    assert page.get_by_text("runs no JavaScript here").is_visible()
+    assert page.locator("noscript p", has_text="runs no JavaScript here").is_visible()
     assert page.locator("html[data-theme=light]").count() == 1  # else it has no colours at all
     assert page.locator("figure img").last.is_visible() and page.locator("#sources, #exercises").last.is_visible()
-    assert visit("search.html", java_script_enabled=False).get_by_text("Please activate JavaScript").is_visible()
+    assert visit("search.html", java_script_enabled=False).locator("noscript .admonition").is_visible()
 
 
 @pytest.mark.parametrize("name", ["book/04-mapping-functions", "book/index"])
