@@ -106,6 +106,14 @@ def test_a_page_asks_nobody_else_says_nothing_wrong_and_fits(visit, address, nam
     assert wide <= 1, f"the page can be scrolled sideways by {wide} pixels"
 
 
+def test_plots_follow_the_page_and_can_be_read_on_a_phone(visit):
+    for scheme, filtered in ("light", "none"), ("dark", "invert(0.93) hue-rotate(180deg)"):
+        plot = visit("book/04-mapping-functions.html", 390, scheme).locator("figure img.plot").first
+        assert plot.evaluate("img => getComputedStyle(img).filter") == filtered
+        assert plot.bounding_box()["width"] > 500  # it scrolls in its figure, which the keyboard reaches
+        assert plot.locator("xpath=..").get_attribute("tabindex") == "0"
+
+
 @each_page
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(visit, name, scheme):
@@ -120,6 +128,14 @@ def test_figures_come_alive_and_stand_still_without_javascript(visit, name):
     assert figure.locator("figcaption").is_visible() and not figure.locator("img").is_visible()
     still = visit(f"book/{name}.html", java_script_enabled=False)
     assert still.locator(f"#{lab.get_attribute('data-figure')} img").is_visible()
+
+
+def test_without_javascript_a_page_is_whole_and_says_what_is_missing(visit):
+    page = visit("book/04-mapping-functions.html", java_script_enabled=False)
+    assert page.locator("noscript p", has_text="runs no JavaScript here").is_visible()
+    assert page.locator("html[data-theme=light]").count() == 1  # else it has no colours at all
+    assert page.locator("figure img").last.is_visible() and page.locator("#sources, #exercises").last.is_visible()
+    assert visit("search.html", java_script_enabled=False).locator("noscript .admonition").is_visible()
 
 
 @pytest.mark.parametrize("name", ["book/04-mapping-functions", "book/index"])

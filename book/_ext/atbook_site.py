@@ -23,6 +23,8 @@ from atbook.runs import provenance
 MATHJAX = "mathjax/tex-svg.js"  # one file: SVG output needs no fonts
 INPUTS = ("requirements.txt", "atbook", "book/runs")  # what a chapter's results depend on besides its own cells
 STARTED = time.time()
+WITHOUT_SCRIPTS = """<noscript><p class="admonition">Your browser runs no JavaScript here: formulas are shown as LaTeX,
+figures that can be moved stand still, and the search does not work. All else is here.</p></noscript>"""
 
 
 def results_key(root: Path) -> str:
@@ -113,7 +115,10 @@ def chapter_names(source):
 
 
 def mend_markup(app, error):
-    """Buttons with a script in the page, which a strict content policy forbids (a11y.js has it); empty table heads."""
+    """Buttons with a script in the page, which a strict content policy forbids (a11y.js has it); empty table heads.
+
+    Without scripts nobody chooses the colours, so the page starts with the light ones, and says what is missing.
+    """
     if error is None and app.builder.format == "html":
         for path in Path(app.outdir).rglob("*.html"):
             text = path.read_text(encoding="utf-8")
@@ -121,6 +126,9 @@ def mend_markup(app, error):
             new = new.replace('onclick="toggleFullScreen()"', 'data-does="full-screen"')
             new = re.sub(r"<th[^>]*>(&nbsp;)?</th>", "<td></td>", new)  # the corners of tables
             new = new.replace('role="doc-biblioentry"', 'role="listitem"')  # the child that role="list" asks for
+            new = new.replace('data-theme="auto"', 'data-theme="light"', 1)
+            if WITHOUT_SCRIPTS not in new:
+                new = new.replace('<article class="bd-article">', f'<article class="bd-article">{WITHOUT_SCRIPTS}', 1)
             if new != text:
                 path.write_text(new, encoding="utf-8")
 
