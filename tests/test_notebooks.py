@@ -119,6 +119,8 @@ def without_alt(nb: nbformat.NotebookNode) -> list[str]:
 @each_chapter
 def test_every_image_has_a_text_alternative(path):
     assert not without_alt(read(path)), "cell metadata needs mystnb: image: alt"
+    short = [cell.id for cell in code(read(path)) if 0 < len(alt(cell).split()) < 8]
+    assert not short, f"too short to say what is to be seen: {short}"
 
 
 @pytest.mark.parametrize(
