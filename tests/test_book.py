@@ -149,6 +149,7 @@ def test_every_image_is_described(name):
     assert not undescribed(built(name))
 
 
+@pytest.mark.site
 @each_page
 def test_every_table_has_a_caption(name):
     assert not uncaptioned(built(name))
