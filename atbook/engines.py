@@ -170,7 +170,8 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise ValueError("the engine 'ray' is not installed: pip install 'atbook[ray]'") from None
+            mend = "pip install -e '.[ray]' in the book's folder"
+            raise ValueError(f"the engine 'ray' is not installed: {mend}") from None
         self.ray = ray
         address = address or os.environ.get("RAY_ADDRESS")
         try:

@@ -405,14 +405,14 @@ def test_scaling_is_measured_through_the_scheduler(monkeypatch):
 
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install 'atbook\[ray\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[ray\]'"):
         engines.Ray(None, 0)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "localhost:99999"])
 def test_a_cluster_that_is_not_there_is_a_sentence_in_seconds(address, monkeypatch):
     """Ray itself tries for two minutes, and writes a line for each try."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     before = time.monotonic()
     for named, around in ((address, "ignored:1"), (None, address)):
         monkeypatch.setenv("RAY_ADDRESS", around)
@@ -520,7 +520,7 @@ def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, written, start):
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
     """A real cluster of two nodes: the second is removed while it works."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'atbook[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "book" / "_tools"))))
