@@ -20,7 +20,7 @@ READY = """async () => {
     await Promise.all(pictures.map(picture => picture.decode().catch(() => null)));
     return pictures.filter(picture => picture.src && !picture.naturalWidth).map(picture => picture.src);
 }"""
-HEADINGS = """() => [...document.querySelectorAll(":is(h1,h2,h3,h4,h5,h6)")]
+HEADINGS = """() => [...document.querySelectorAll(":is(h1,h2,h3,h4,h5,h6,[role=heading])")]
     .filter(it => it.checkVisibility()).map(one => {
     const copy = one.cloneNode(true);
     copy.querySelectorAll(".headerlink").forEach(link => link.remove());
