@@ -326,8 +326,9 @@ def _open(
         return new
     run = Run.load(out)
     if run.status == "finished" and distributed.is_first():
-        with suppress(OSError):  # there is none, unless the process was killed just before it could remove it
-            (out / "checkpoint.safetensors").unlink()
+        for left in ("checkpoint.safetensors", ".lock"):
+            with suppress(OSError):  # there is none, unless the process was killed just before it could remove it
+                (out / left).unlink()
     if run.key != new.key:
         what = _differences(run, new.recipe, new.data)
         raise ValueError(f"{str(out)!r} holds another run ({what}): choose another folder, or remove it")
