@@ -80,6 +80,14 @@ def test_receipts(stopped, tmp_path):
     assert train(RECIPE, stopped, progress=False).status == "finished"
 
 
+def test_what_a_kill_in_the_last_moment_leaves(tmp_path):
+    run = train(RECIPE, tmp_path / "run", progress=False)
+    for name in (".lock", "checkpoint.safetensors"):
+        (run.folder / name).write_bytes(b"")
+    assert train(RECIPE, run.folder, progress=False) == run
+    assert {path.name for path in run.folder.iterdir()} == {"receipt.json", "weights.safetensors"}
+
+
 def test_weights(tmp_path):
     run = train(RECIPE, tmp_path / "run", progress=False)
     path = run.folder / "weights.safetensors"
