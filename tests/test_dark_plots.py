@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "book" / "_ext"))
+BOOK = Path(__file__).parent.parent / "book"
+sys.path.insert(0, str(BOOK / "_ext"))
 from atbook_plots import is_plot, mark_plots
 
 
@@ -47,3 +49,10 @@ def test_only_plots_are_marked_and_only_once(tmp_path):
     assert page.read_text() == (
         '<img class="plot" alt="a" src="../_images/plot.png"><img alt="b" src="../_images/map.png">'
     )
+
+
+def test_what_an_author_calls_a_plot_is_one_and_is_no_picture():
+    chapters = [nbformat.read(path, 4) for path in sorted(BOOK.glob("[0-9]*.ipynb"))]
+    cells = [cell for nb in chapters for cell in nb.cells]
+    called = [cell for cell in cells if cell.metadata.get("mystnb", {}).get("image", {}).get("classes")]
+    assert called and all("fill_between" in cell.source and "imshow" not in cell.source for cell in called)
