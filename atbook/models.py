@@ -68,7 +68,7 @@ class WideResNet(nn.Module):
             x: standardised images `(N, 3, H, W)`; 32x32 in the paper, any multiple of 4 works.
 
         Returns:
-            Logits `(N, num_classes)` and ``[g0, g1, g2]``: residual sums before batch norm and ReLU, hence signed,
+            Logits `(N, num_classes)` and ``[g0, g1, g2]``, residual sums before batch norm and ReLU, hence signed,
             of shape `(N, 16k, H, W)`, `(N, 32k, H/2, W/2)`, `(N, 64k, H/4, W/4)`.
         """
         g0 = self.group0(self.conv0(x))

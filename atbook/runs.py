@@ -87,7 +87,7 @@ class Run(BaseModel):
 
     @property
     def test_error(self) -> float:
-        """Test error in % after the last epoch so far (the last, never the best: no choice on test images).
+        """Test error in % after the last epoch so far, never of the best one, which would be chosen on test images.
 
         Raises:
             ValueError: if no epoch is finished.

@@ -114,7 +114,7 @@ def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = 15
         bins: M, how many.
 
     Returns:
-        In [0, 1]: never below the difference of mean confidence and accuracy, and equal to it for one bin.
+        A number in [0, 1], never below the difference of mean confidence and accuracy, and equal to it for one bin.
 
     Raises:
         ValueError: if the shapes do not fit, `right` is not bool, a confidence is not in [0, 1], or there is no bin.

@@ -135,7 +135,7 @@ def _paste(dice: Dice, images: np.ndarray, kind: np.ndarray, area: np.ndarray, g
     It is brighter than the ground by 64 or more in every channel.
 
     Returns:
-        How far the stencil covers each pixel: int32 `(N, 32, 32)`, 0 to 256.
+        How far the stencil covers each pixel, int32 `(N, 32, 32)`, 0 to 256.
     """
     step = np.array([math.isqrt((int(AREAS[k]) << 20) // int(a)) for k, a in zip(kind, area, strict=True)], np.int32)
     margin = (GRID << 9) // step + 1  # pixels; half the drawing, so that the whole of it fits into the image

@@ -38,7 +38,7 @@ def cluster_filters(weight: Tensor, parts: int) -> Tensor:
     The clustering wants no negative numbers, so that it is given (1 + S) / 2; the paper does not say what it does.
 
     Returns:
-        The number of each filter's cluster, 0 to parts - 1: `(C,)`.
+        The number of each filter's cluster, `(C,)`, 0 to parts - 1.
     """
     clustering = SpectralClustering(parts, affinity="precomputed", random_state=0)
     return torch.from_numpy(clustering.fit_predict(((1 + similarity(weight)) / 2).double().numpy()).astype(np.int64))

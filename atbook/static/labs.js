@@ -299,9 +299,9 @@
   // data: columns [names], rows [[...]], curves [[test error of each epoch]]
   labs.runs = function (place, data) {
     var order = { column: 0, up: true }, id = "lab-" + ++count;
-    var filter = el("input", { type: "search", id: id, placeholder: "for example: method=at seed=0" });
+    var filter = el("input", { type: "search", id: id, placeholder: "method=at seed=0" });
     var body = el("tbody"), said = el("p", { class: "lab-said", role: "status" });
-    var chart = svg("svg", { viewBox: "0 0 640 200", role: "img", "aria-label": "test error after each epoch of the run in focus" });
+    var chart = svg("svg", { viewBox: "0 0 640 208", role: "img", "aria-label": "test error after each epoch of the run in focus" });
     var heads = data.columns.map(function (name, k) {
       var button = el("button", { type: "button" }, [name]);
       button.addEventListener("click", function () { order = { column: k, up: order.column === k ? !order.up : true }; show(); });

@@ -81,6 +81,24 @@ def name_chapters(app, what, name, obj, options, lines):
         lines += ["", f"*Chapters:* {links}", ""]
 
 
+def skip_foreign(app, what, name, obj, skip, options):
+    """Leave out what libraries write into our classes: pydantic's settings, the fields of named tuples."""
+    return name == "model_config" or str(obj.__doc__).startswith("Alias for field number") or None
+
+
+def keep_together(app, doctree):
+    """Keep a formula and the sign after it, and a number and its %, on one line."""
+    for math in list(doctree.findall(nodes.math)):
+        parent, place = math.parent, math.parent.index(math)
+        after = parent[place + 1] if place + 1 < len(parent) else None
+        if isinstance(after, nodes.Text) and (sign := re.match(r"[^\s\w({\[]+", after)):
+            both = nodes.inline("", "", math, nodes.Text(sign[0]), classes=["together"])
+            parent[place : place + 2] = [both, nodes.Text(after[sign.end() :])]
+    for text in list(doctree.findall(nodes.Text)):
+        if " %" in text and isinstance(text.parent, (nodes.paragraph, nodes.caption, nodes.emphasis, nodes.strong)):
+            text.parent.replace(text, nodes.Text(text.replace(" %", "\u00a0%")))
+
+
 def list_names(app, doctree):
     """Below a chapter, the names of the package that it uses, as links to their page."""
     path = Path(app.env.doc2path(app.env.docname))
@@ -186,6 +204,8 @@ def setup(app):
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("html-page-context", say_when_run)
     app.connect("doctree-read", list_names)
+    app.connect("doctree-read", keep_together)
+    app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)  # after napoleon
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", move_one_page, priority=900)  # over the redirect that stands there

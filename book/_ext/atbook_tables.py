@@ -1,22 +1,54 @@
-"""Tables: what cells print gets its caption, and the table of run times says what a reader asks."""
+"""Tables: what cells print gets its caption and one shape, and the table of run times says what a reader asks."""
 
-import html
-import re
 import time
 
+from bs4 import BeautifulSoup
 from docutils import nodes
 from myst_nb.ext.execution_tables import ExecutionStatsNode
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 
-def add_captions(app, doctree):
+PROSE = 30  # characters; more in one cell, and its column is read as text
+
+
+def mend_tables(app, doctree):
     """Put the caption in a cell's metadata (``mystnb: table: caption``) into the table that the cell prints."""
     for cell in doctree.findall(nodes.container):
         caption = cell.get("cell_metadata", {}).get("mystnb", {}).get("table", {}).get("caption")
         for printed in cell.findall(nodes.raw) if caption else ():
-            text = re.sub(r"(<table\b[^>]*>)", rf"\1<caption>{html.escape(caption)}</caption>", printed.astext())
-            printed[:] = [nodes.Text(text)]
+            printed[:] = [nodes.Text(mended(printed.astext(), caption))]
+
+
+def mended(text: str, caption: str) -> str:
+    """Pandas' HTML with a caption, the index's name beside the other headings, and columns of prose marked as such."""
+    page = BeautifulSoup(text, "html.parser")
+    for table in page("table"):
+        table["class"] = "dataframe"  # styled tables come without
+        title = page.new_tag("caption")
+        title.string = caption
+        table.insert(0, title)
+        _join_heads(table.select("thead > tr"))
+        rows = [row(["th", "td"])[::-1] for row in table("tr")]  # from the right, as cells on the left may be merged
+        for number in range(max(map(len, rows))):
+            column = [row[number] for row in rows if number < len(row)]
+            if any(len(cell.get_text(strip=True)) > PROSE for cell in column if cell.name == "td"):
+                for cell in column:
+                    cell["class"] = [*cell.get("class", []), "prose"]
+    return str(page)
+
+
+def _join_heads(heads):
+    """Pandas writes the names of the index into a row of their own, below empty corners: move them up into these."""
+    if len(heads) < 2:
+        return
+    above, below = (row(["th", "td"]) for row in heads[-2:])
+    named = [cell for cell in below if cell.get_text(strip=True)]
+    corners = above[: len(named)]
+    if named == below[: len(named)] and not any(cell.get_text(strip=True) for cell in corners):
+        for corner, name in zip(corners, named, strict=True):
+            corner.replace_with(name)
+        heads[-1].decompose()
 
 
 class RunTimes(SphinxPostTransform):
@@ -46,6 +78,6 @@ def _row(first, *rest):
 
 
 def setup(app):
-    app.connect("doctree-read", add_captions)
+    app.connect("doctree-read", mend_tables)
     app.add_post_transform(RunTimes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -74,7 +74,7 @@ def offer(app, pagename, templatename, context, doctree):
     size = f"{max(target.stat().st_size / 1e6, 0.1):.1f} MB"
     text = f'<p>Run it elsewhere: <a href="{target.name}" download>{target.name}</a> ({size}) has this notebook '
     text += "and the recorded runs that it reads."
-    if "colab_url" in app.config.html_theme_options.get("launch_buttons", {}):
+    if app.config.html_theme_options.get("launch_buttons", {}).get("colab_url"):
         url = app.config.html_theme_options["repository_url"]
         first = f"!git clone --depth 1 {url} clone && pip install './clone[book]'\n%cd clone/book"
         text += f" In Colab, first run this in a new cell:</p><pre><code>{html.escape(first)}</code></pre>"
