@@ -9,9 +9,10 @@ import nbformat
 import numpy as np
 import pytest
 
-BOOK = Path(__file__).parent.parent / "book"
-sys.path.insert(0, str(BOOK / "_ext"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "book" / "_ext"))
 from atbook_plots import is_plot, mark_plots
+
+BOOK = Path(__file__).parent.parent / "book"
 
 
 def line(axis):

@@ -22,7 +22,7 @@ def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
         name: of the file of the demonstration, for example ``"squeeze_excitation"``.
 
     Returns:
-        A table with a row for each arm, which has mean, lowest and highest score, the number of seeds, seconds of one training;
+        A table of mean, lowest and highest score, the number of seeds and seconds of one training, a row for each arm;
         and the tensors of the pictures of seed 0, under ``"arm/tensor"``.
 
     Raises:

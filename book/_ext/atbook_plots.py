@@ -1,7 +1,7 @@
 """Plots follow the page's colours: drawings on white paper are marked here, and custom.css inverts them in the dark.
 
-What looks like a picture is left alone. Where that is wrong, as for plots with shaded bands, the cell's metadata says so:
-``mystnb: image: classes: plot``.
+What looks like a picture is left alone. Where that is wrong, as for plots with shaded bands, the cell's metadata says
+so: ``mystnb: image: classes: plot``.
 """
 
 import re

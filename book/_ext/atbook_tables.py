@@ -8,7 +8,6 @@ from myst_nb.ext.execution_tables import ExecutionStatsNode
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-
 PROSE = 30  # characters; more in one cell, and its column is read as text
 
 
