@@ -34,7 +34,7 @@ test: install ## run all tests, the chapters included
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  --nbval --nbval-cell-timeout 300 --cov atbook --cov-branch --cov-report term:skip-covered --cov-fail-under 95 tests $(CHAPTERS)
 
-test-faults: install ## kill, damage and starve trainings, reruns and sweeps, the long form (half an hour)
+test-faults: install ## kill, damage and starve trainings, reruns and sweeps, the long form (an hour)
 	@ATBOOK_FAULTS=long OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -rP -n auto --maxprocesses 4 --dist loadfile tests/faults
 
 serve: ## show the built site at http://localhost:8000
