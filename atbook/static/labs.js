@@ -203,8 +203,8 @@
       node.style.gridTemplateColumns = "repeat(" + size + ", 1fr)";
       return { node: panel(title, node), cells: cells };
     }
-    var T = grid("teacher's map"), S = grid("student's map: change it", true), D = grid("student minus teacher, normalized");
-    var G = grid("where a step would go");
+    var T = grid("teacher's map"), S = grid("student: change it", true), D = grid("difference");
+    var G = grid("the next step");
     function paint(cells, values, scale, signed) {
       cells.forEach(function (cell, i) {
         var x = values[i] / (scale || 1), rgb = signed ? (x > 0 ? [213, 94, 0] : [0, 114, 178]) : colour(x);
@@ -258,28 +258,29 @@
           return math.norm(Q) ? Q.map(function (q, i) { return Math.max(0, q - rate * step[i]); }) : Q;
         })]),
       el("div", { class: "lab-panels" }, [T.node, S.node, D.node, G.node]), said,
-      el("p", { class: "lab-help" }, ["Press a cell to raise it, with shift to lower it, or draw. Keys: arrows, + and −. Orange: above zero, blue: below."]));
+      el("p", { class: "lab-help" }, ["Press a cell to raise it, with shift to lower it, or draw. Keys: arrows, + and −. The difference is student minus teacher, both normalised. Orange: above zero, blue: below."]));
     show();
   };
 
   // data: classes, cases [{title, label, teacher: logits, student: logits}]
   labs.temperature = function (place, data) {
     var now = { n: 0, T: 1 }, said = el("p", { class: "lab-said", role: "status" }), K = data.classes.length;
-    var chart = svg("svg", { viewBox: "0 0 640 " + (24 * K + 8), role: "img", "aria-label": "probabilities of each class" });
+    var chart = svg("svg", { viewBox: "0 0 640 " + (40 * K + 8), role: "img", "aria-label": "probabilities of each class" });
     var bars = data.classes.map(function (name, k) {
-      var y = 24 * k + 4, made = [svg("rect", { x: 150, y: y + 2, height: 8, class: "lab-teacher" }), svg("rect", { x: 150, y: y + 11, height: 8, class: "lab-student" })];
-      made.label = svg("text", { x: 142, y: y + 15, "text-anchor": "end" }, name);
-      made.value = svg("text", { y: y + 15, class: "lab-value" });
-      made.concat([made.label, made.value]).forEach(function (node) { chart.append(node); });
+      var y = 40 * k + 4, made = [svg("rect", { x: 150, y: y + 3, height: 14, class: "lab-teacher" }), svg("rect", { x: 150, y: y + 21, height: 14, class: "lab-student" })];
+      made.label = svg("text", { x: 142, y: y + 23, "text-anchor": "end" }, name);
+      made.values = [15, 33].map(function (down) { return svg("text", { y: y + down, class: "lab-value" }); });
+      made.concat(made.label, made.values).forEach(function (node) { chart.append(node); });
       return made;
     });
     function show() {
       var one = data.cases[now.n], p = math.softmax(one.teacher, now.T), q = math.softmax(one.student, now.T);
       bars.forEach(function (bar, k) {
-        bar[0].setAttribute("width", 420 * p[k]);
-        bar[1].setAttribute("width", 420 * q[k]);
-        bar.value.setAttribute("x", 156 + 420 * Math.max(p[k], q[k]));
-        bar.value.textContent = (100 * p[k]).toFixed(1) + " %";
+        [p[k], q[k]].forEach(function (share, who) {
+          bar[who].setAttribute("width", 390 * share);  // leaves room for a figure at the right
+          bar.values[who].setAttribute("x", 156 + 390 * share);
+          bar.values[who].textContent = (100 * share).toFixed(1) + " %";
+        });
         bar.label.setAttribute("class", k === one.label ? "lab-right" : "");
       });
       var pull = q.map(function (x, k) { return (x - p[k]) / now.T; });  // d KL / d student's logits
@@ -292,7 +293,7 @@
     place.append(
       el("div", { class: "lab-controls" }, [
         choice("image", data.cases.map(function (one) { return one.title; }), function (n) { now.n = n; show(); }), heat.node]),
-      chart, said, el("p", { class: "lab-help" }, ["Upper bar and figure: teacher. Lower bar: student. The true class is in bold."]));
+      chart, said, el("p", { class: "lab-help" }, ["Upper bar: teacher. Lower bar: student. The true class is in bold."]));
     heat.start();
   };
 
