@@ -90,8 +90,8 @@ def ours(
 ) -> Callable[[], None]:
     """A step of the package's own loop."""
     recipe = Recipe(lr=0.01, **fields)
-    run = training._open(recipe, folder, images, images, teacher, ExitStack())
-    return steps_of(training._Cohort([run], images, images, teacher, compile))
+    run = training._open(recipe, folder, images, images, teacher, None, ExitStack())
+    return steps_of(training._Cohort([run], images, images, teacher, compile, None))
 
 
 def steps_of(cohort: training._Cohort) -> Callable[[], None]:
@@ -238,8 +238,8 @@ def side_by_side(images: Images, T: Run, folder: Path, batch: int = 128) -> dict
     variants = {m: ours(images, T, folder / m, method=m, **fields) for m in methods}
     recipes = {m: Recipe(lr=0.01, method=m, **fields) for m in methods}
     places, locks = folder / "cohort", ExitStack()
-    cohort = [training._open(recipe, places / m, images, images, T, locks) for m, recipe in recipes.items()]
-    variants["together"] = steps_of(training._Cohort(cohort, images, images, T, compile=False))
+    cohort = [training._open(recipe, places / m, images, images, T, None, locks) for m, recipe in recipes.items()]
+    variants["together"] = steps_of(training._Cohort(cohort, images, images, T, False, None))
     seconds = take_turns(variants)
     together = seconds.pop("together")
     return {"one by one": sum(seconds.values()), "side by side": together}
