@@ -142,7 +142,7 @@ def mend_markup(app, error):
             text = path.read_text(encoding="utf-8")
             new = text.replace('onclick="window.print()"', 'data-does="print"')
             new = new.replace('onclick="toggleFullScreen()"', 'data-does="full-screen"')
-            new = re.sub(r"<th[^>]*>(&nbsp;)?</th>", "<td></td>", new)  # the corners of tables
+            new = re.sub(r"<th[^>]*>(&nbsp;|\xa0)?</th>", "<td></td>", new)  # the corners of tables
             new = new.replace('role="doc-biblioentry"', 'role="listitem"')  # the child that role="list" asks for
             new = new.replace('data-theme="auto"', 'data-theme="light"', 1)
             if WITHOUT_SCRIPTS not in new:
