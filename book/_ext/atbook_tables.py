@@ -1,6 +1,7 @@
 """Tables: what cells print gets its caption and one shape, and the table of run times says what a reader asks."""
 
 import time
+from itertools import zip_longest
 
 from bs4 import BeautifulSoup
 from docutils import nodes
@@ -12,7 +13,7 @@ PROSE = 30  # characters; more in one cell, and its column is read as text
 
 
 def mend_tables(app, doctree):
-    """Put the caption in a cell's metadata (``mystnb: table: caption``) into the table that the cell prints."""
+    """Give the tables that cells print their caption (in the metadata, ``mystnb: table: caption``) and one shape."""
     for cell in doctree.findall(nodes.container):
         caption = cell.get("cell_metadata", {}).get("mystnb", {}).get("table", {}).get("caption")
         for printed in cell.findall(nodes.raw) if caption else ():
@@ -28,12 +29,7 @@ def mended(text: str, caption: str) -> str:
         title.string = caption
         table.insert(0, title)
         _join_heads(table.select("thead > tr"))
-        rows = [row(["th", "td"])[::-1] for row in table("tr")]  # from the right, as cells on the left may be merged
-        for number in range(max(map(len, rows))):
-            column = [row[number] for row in rows if number < len(row)]
-            if any(len(cell.get_text(strip=True)) > PROSE for cell in column if cell.name == "td"):
-                for cell in column:
-                    cell["class"] = [*cell.get("class", []), "prose"]
+        _mark_prose(table("tr"))
     return str(page)
 
 
@@ -48,6 +44,16 @@ def _join_heads(heads):
         for corner, name in zip(corners, named, strict=True):
             corner.replace_with(name)
         heads[-1].decompose()
+
+
+def _mark_prose(rows):
+    """Give the cells of a column with a long text the class ``prose``, for custom.css."""
+    rows = [row(["th", "td"])[::-1] for row in rows]  # from the right, as cells on the left may be merged
+    for column in zip_longest(*rows):
+        cells = [cell for cell in column if cell is not None]
+        if any(len(cell.get_text(strip=True)) > PROSE for cell in cells if cell.name == "td"):
+            for cell in cells:
+                cell["class"] = [*cell.get("class", []), "prose"]
 
 
 class RunTimes(SphinxPostTransform):
