@@ -109,7 +109,7 @@ def rerun_chapter(
         Path | None, typer.Option(help="folder of the results; reruns/CHAPTER if left out", show_default=False)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the rerun in that folder, from its last finished epoch")
+        bool, typer.Option("--resume", help="run it again in that folder, and go on with the trainings there")
     ] = False,
     help: Annotated[bool, typer.Option("--help", help="show this, and the parameters of CHAPTER")] = False,
 ) -> None:
@@ -132,7 +132,7 @@ def rerun_chapter(
     except (ValueError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
-        typer.echo("\natbook: stopped; the same command with --resume goes on from the last epoch", err=True)
+        typer.echo("\natbook: stopped; the same command with --resume goes on", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{record.status}, in {str(record.folder)!r}" + (f": {record.reason}" if record.reason else ""))
     raise typer.Exit(0 if record.status == "finished" else 1)
