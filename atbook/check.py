@@ -32,8 +32,10 @@ def recheck(folder: str | Path, root: str | Path | None = None, say: Callable[[s
     wrong = []
     for run in runs:
         images = load(run.recipe.dataset, "test", root, run.recipe.image_size)
-        if len(images) != run.data.test or len(images.classes) != run.data.classes:
-            raise ValueError(f"run {run.folder.name!r} was tested on {run.data.test} images, here are {len(images)}")
+        (n, classes), (here, of) = (run.data.test, run.data.classes), (len(images), len(images.classes))
+        if (n, classes) != (here, of):
+            what = f"run {run.folder.name!r} was tested on {n} images of {classes} classes"
+            raise ValueError(f"{what}, here are {here} of {of}: name the folder of its images")
         found = evaluate(run.model(), images)
         agrees = abs(found - run.test_error) <= 0.1
         verdict = "agrees" if agrees else "DIFFERS"

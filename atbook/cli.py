@@ -83,6 +83,8 @@ def _train_again(folder: Path, out: Path, root: Path | None):
     from atbook.train import train as run_training
 
     old = Run.load(folder)
+    if not old.history:
+        raise ValueError(f"run {str(folder)!r} has no finished epoch to compare with: give another one")
     if torch.get_num_threads() != old.provenance["threads"]:
         torch.set_num_threads(old.provenance["threads"])  # sums in another order have other last digits
     run = run_training(old.recipe, out, root, teacher_of(old), old.provenance["compiled"], start=start_of(old))

@@ -20,6 +20,7 @@ import numpy as np
 import pooch
 import requests
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -303,23 +304,33 @@ def _cifar(name: str, split: str, root: Path) -> Images:
         "cifar10": (torchvision.datasets.CIFAR10, "CIFAR-10"),
         "cifar100": (torchvision.datasets.CIFAR100, "CIFAR-100"),
     }[name]
+    opened = partial(dataset, root, train=split == "train")
     try:
-        data = dataset(root, train=split == "train")
+        data = opened()
     except RuntimeError:  # torchvision's word for missing or damaged files
-        _unpack(_fetch(dataset, root), root / dataset.base_folder)
-        data = dataset(root, train=split == "train")
+        _make_writable(root)
+        with FileLock(root / f".{dataset.filename}.lock"):  # of several processes one fetches, and the others wait
+            try:
+                data = opened()
+            except RuntimeError:
+                _unpack(_fetch(dataset, root), root / dataset.base_folder)
+                data = opened()
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Images(images, torch.tensor(data.targets), tuple(data.classes), None, label)
+
+
+def _make_writable(root: Path) -> None:
+    """Make the folder, and see that it can be written to: a read-only one is not to be taken for a dead mirror."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {str(root)!r} ({error.strerror}): choose another root") from None
 
 
 def _fetch(dataset: type, root: Path) -> Path:
     """The official archive in ``root``: the one that is there, if its md5 is right, or a downloaded one."""
     name, own = dataset.filename, os.environ.get("ATBOOK_MIRROR")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=root).close()  # so that a read-only folder is not taken for a dead mirror
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to {str(root)!r} ({error.strerror}): choose another root") from None
     prefixes = [*([own] if own else []), *MIRRORS, dataset.url.removesuffix(name)]
     reasons = []
     for prefix in prefixes:

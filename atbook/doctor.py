@@ -120,7 +120,7 @@ def device() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        fast = "fast" if torch.cuda.is_bf16_supported() else "not supported"
+        fast = "fast" if torch.cuda.is_bf16_supported(including_emulation=False) else "not supported"
         found = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, bfloat16 {fast}"
     else:
         found = f"CPU ({os.cpu_count()} cores), no GPU that torch can use, bfloat16 {_bfloat16()}"

@@ -136,8 +136,11 @@ class ImageFiles:
         workers = 0 if len(self) < 1000 else min(8, cores)  # starting one takes a second
         order, generator = [batch.tolist() for batch in batches], torch.Generator()  # torch's own stream stays as it is
         loader = DataLoader(views, batch_sampler=order, num_workers=workers, generator=generator)
-        for batch, images in zip(batches, loader, strict=True):
-            yield images.to(self.device), self.labels[batch.cpu()].to(self.device)
+        try:
+            for batch, images in zip(batches, loader, strict=True):
+                yield images.to(self.device), self.labels[batch.cpu()].to(self.device)
+        except ValueError as error:  # from a worker it comes with all of its traceback
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def aggregate(jobs: Sequence[Job], baseline: Cell, failed: dict[Job, str] | None
     states = [(job, "failed" if job in (failed or {}) else job.state().status) for job in jobs]
     errors = {job: job.errors() for job, status in states if status == "finished"}
     fields = {name: None for cell in cells for name in cell}
+    named = any(run for found in errors.values() for run in found)
     rows = []
     for cell in cells:
         own = [(job, status) for job, status in states if job.cell is cell]
@@ -50,7 +51,7 @@ def aggregate(jobs: Sequence[Job], baseline: Cell, failed: dict[Job, str] | None
         counts = {"n": len(done), "unfinished": len(own) - len(done) - len(broken), "failed": len(broken)}
         names = {name: None for job in done for name in errors[job]}
         for run in names or {"": None}:
-            row = {name: _text(cell.get(name, "")) for name in fields} | ({"run": run} if run else {}) | counts
+            row = {name: _text(cell.get(name, "")) for name in fields} | ({"run": run} if named else {}) | counts
             found = {job.seed: errors[job][run] for job in done if run in errors[job]}
             row |= {"n": len(found) if names else len(done)} | _middle([*found.values()])
             if baseline:

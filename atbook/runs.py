@@ -226,8 +226,18 @@ def code_hash(modules: Sequence[str] = MODULES) -> str:
             first = body[0] if isinstance(body, list) and body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 first.value.value = ""
-        digest.update(ast.unparse(tree).encode())
+        digest.update(repr(_structure(tree)).encode())
     return digest.hexdigest()[:16]
+
+
+def _structure(node: object) -> object:
+    """A syntax tree as tuples, the same in every Python: what newer ones add and leave empty is not in it."""
+    if isinstance(node, ast.JoinedStr):  # an f-string
+        node.values = [part for part in node.values if getattr(part, "value", None) != ""]
+    if isinstance(node, ast.AST):
+        fields = [(name, _structure(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return type(node).__name__, *fields
+    return [_structure(one) for one in node] if isinstance(node, list) else node
 
 
 def run_key(
@@ -258,6 +268,7 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not the repository of a project that only uses it
         return git("rev-parse", "HEAD") + ("-changed" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None  # installed without its repository

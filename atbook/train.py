@@ -121,9 +121,9 @@ def _regressors(recipe: Recipe, student: Network, teacher: Network | None) -> nn
     if method not in ("f-act", "hint"):
         return nn.ModuleList()
     images = torch.zeros(2, 3, 32, 32)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        pairs = list(zip(copy.deepcopy(student).groups(images)[1], teacher.groups(images)[1], strict=True))
+        pairs = list(zip(copy.deepcopy(student).groups(images)[1], teacher.groups(images)[1], strict=False))
         if method == "hint":
             return nn.ModuleList([regressor(*pairs[1])])
         pairs = [pairs[j] for j in recipe.groups]
@@ -266,7 +266,7 @@ def _pretrained(recipes: Iterable[Recipe], start: Run | str | Path | None) -> _P
         why = getattr(error, "strerror", None) or error
         what = f"cannot start from {str(start)!r} ({why})"
         raise ValueError(f"{what}: give a finished run or a safetensors file") from None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for name in {recipe.student for recipe in recipes}:
             start_from(build(name), tensors)
     return _Pretrained(tensors, hashlib.sha256(content).hexdigest())
@@ -434,7 +434,7 @@ class _Student:
     ) -> None:
         self.run, self.recipe, self.error = run, run.recipe, None
         self.teacher = None if run.recipe.method in TEACHERLESS else teacher
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             model = build(self.recipe.student, run.data.classes)
         if pretrained:
@@ -501,9 +501,18 @@ class _Student:
         sums = {n: v.detach() * len(labels) for n, v in {"loss": loss, **terms, "train_error": wrong}.items()}
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
         distributed.add_up([*gradients, *sums.values()])
+        self._welcome()
         self.optimizer.step()
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _welcome(self) -> None:
+        """Give a momentum of zero to weights that get their first gradient later than others, as regressors do before
+        ``transfer_from``: torch's fused SGD takes a momentum for all weights or for none."""
+        state = self.optimizer.state
+        late = [w for w in self.parameters.values() if w.grad is not None and w not in state] if state else []
+        for weight in late:
+            state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
     def _schedule(self, progress: float) -> None:
         """Set the learning rate; start without momentum after a drop (the authors' code makes a new optimizer there)

@@ -41,6 +41,17 @@ def test_recorded_runs_are_trained_again_and_compared(tmp_path, recorded, capsys
     assert old.weights == new.weights and new.model()
 
 
+def test_a_run_that_began_with_given_weights_is_refused(tmp_path, recorded, capsys):
+    runs, root = recorded
+    run = Run.load(runs / "teacher")
+    run.start = "ff"
+    run.save()
+    with pytest.raises(SystemExit):
+        main([str(runs), str(tmp_path / "new"), str(root)])
+    assert "'teacher' began with given weights" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_student_without_its_teacher_is_refused(tmp_path, recorded, capsys):
     runs, root = recorded
     with pytest.raises(SystemExit):

@@ -45,7 +45,7 @@ def test_exchanged_weights_are_found_even_with_a_fitting_hash(run, tmp_path):
 def test_other_images_and_missing_weights_are_refused(run, tmp_path):
     run.data.test = 10
     run.save()
-    with pytest.raises(ValueError, match="was tested on 10 images, here are 40"):
+    with pytest.raises(ValueError, match="was tested on 10 images of 2 classes, here are 40 of 2"):
         check.recheck(tmp_path / "runs")
     (run.folder / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has weights"):

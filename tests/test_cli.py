@@ -62,6 +62,11 @@ def test_a_run_is_trained_again_from_its_receipt(tmp_path, tiny):
     atbook("train", *tiny, "method=at", f"teacher={tmp_path / 'teacher'}", "--out", tmp_path / "at")
     result = atbook("train", "--from", tmp_path / "at", "--out", tmp_path / "again")
     assert result.exit_code == 0 and "first epoch: the same to the last digit" in result.output, result.output
+    cut = Run.load(tmp_path / "again")
+    cut.history, cut.provenance, cut.status = [], {}, "running"
+    cut.save()
+    again = ("train", "--from", tmp_path / "again", "--out", tmp_path / "x")
+    assert "no finished epoch to compare with" in refused(*again)
     assert "leave out KEY=VALUE" in refused("train", "--from", tmp_path / "at", "epochs=2", "--out", tmp_path / "x")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -302,7 +303,7 @@ def archive(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 UNPACKED = ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
@@ -395,6 +396,14 @@ def test_damaged_files_are_unpacked_anew(server, archive, own_cache):
     (own_cache / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
     assert load("cifar10", "test").labels.tolist() == [9, 0, 3, 1] * 10
     assert len(server.asked) == 1
+
+
+def test_of_two_that_want_it_at_once_one_fetches(server, archive, own_cache):
+    server.body = archive.read_bytes()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda split: load("cifar10", split), ("train", "test")))
+    assert [len(images) for images in both] == [80, 40]
+    assert len(server.asked) == 1 and contents(own_cache) == UNPACKED
 
 
 def test_offline_says_what_to_do(server, archive, own_cache):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from faults.harness import kill
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -233,11 +233,11 @@ def test_a_killed_training_of_two_processes_goes_on(root, alone, recipes, tmp_pa
     whole = train(Recipe(**fields), tmp_path / "whole", root, progress=False)
     command = torchrun(tmp_path, root, {"run": fields})
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=-3, start_new_session=True)
-    while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+    receipt = tmp_path / "run" / "receipt.json"
+    while not (receipt.exists() and Run.load(receipt.parent).history):
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process, whole=True)  # torchrun's workers are in groups of their own
     done = len(Run.load(tmp_path / "run").history)
     assert Run.load(tmp_path / "run").status == "running" and 1 <= done < 6
     (tmp_path / "one").mkdir()

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import torch
-from gradients import BETAS, best, halved, windows, write_folder
+from gradients import BETAS, best, halved, windows
 
-from atbook.data import load
+from atbook.data import load, write_folder
 from atbook.recipes import Recipe
 from atbook.runs import Data, Run
 
@@ -25,7 +25,7 @@ def test_photographs_are_halved_and_taken_from_each_class_in_turn(tmp_path):
     scenes = load("shapes", "test")
     order = scenes.labels[:60].argsort(stable=True)
     part = replace(scenes, images=scenes.images[order], labels=scenes.labels[order], masks=None)
-    write_folder(tmp_path, {"train": part, "test": part})
+    write_folder(tmp_path, part, part)
     cut = halved(tmp_path, "test", 20, 30)
     assert cut.labels.tolist() == [label for label in range(10) for _ in range(3)]
     for n, (label, image) in enumerate(zip(cut.labels, cut.images, strict=True)):
@@ -36,7 +36,7 @@ def test_photographs_are_halved_and_taken_from_each_class_in_turn(tmp_path):
 
 def test_the_folder_of_images_is_the_same_data(tmp_path):
     parts = {"train": windows("train", 0, 40), "test": windows("test", 0, 20)}
-    write_folder(tmp_path, parts)
+    write_folder(tmp_path, *parts.values())
     for split, part in parts.items():
         read = load("folder", split, tmp_path)
         assert torch.equal(read.images, part.images) and torch.equal(read.labels, part.labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import papermill
+import psutil
 import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, writes
@@ -244,11 +245,12 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(notebook, tmp_path, pi
     checkpoint = out / "runs" / "student" / "checkpoint.safetensors"
     wait_for(checkpoint.exists)
     assert Record.load(out).status == "running"
+    kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     record = Record.load(out)
     assert record.status == "killed" and "process ended" in record.reason
-    time.sleep(2)  # its kernel notices within a second
+    assert not psutil.wait_procs(kernels, 60)[1], "a kernel outlives the rerun"
     cut = Run.load(checkpoint.parent)
     assert cut.status == "running" and 0 < len(cut.history) < 60
 

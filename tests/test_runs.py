@@ -1,3 +1,5 @@
+import ast
+import hashlib
 import json
 import subprocess
 import sys
@@ -91,6 +93,26 @@ def test_the_code_hash_ignores_comments_and_sees_changes(tmp_path, monkeypatch):
     assert code_hash() == before
     (tmp_path / "train.py").write_text('"""Other doc."""\nx = 2\n')
     assert code_hash() != before
+
+
+def test_the_code_hash_is_the_same_in_every_python():
+    """3.12 prints f-strings with other quotes, has empty parts in them, and type parameters; the hash is of 3.11."""
+    tree = ast.parse("def f(x):\n    return f'{x[\"a\"]:>{2}} {x!r}', None\n")
+    assert hashlib.sha256(repr(runs._structure(tree)).encode()).hexdigest()[:16] == "1f74bf81b9fc588b"
+
+
+def test_a_commit_is_that_of_the_books_repository_alone(tmp_path, monkeypatch):
+    """The package may be installed inside the repository of somebody's project."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "theirs"], check=True)
+    package = tmp_path / "runs.py"
+    package.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(package))
+    assert runs._git_commit() is None
+    subprocess.run([*git, "add", "runs.py"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "ours"], check=True)
+    assert len(runs._git_commit()) == 40
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path):

@@ -64,6 +64,14 @@ def test_a_finished_run(tmp_path):
     assert run.history[-1]["train_error"] < 40 < run.history[0]["train_error"] + 20  # it learns
 
 
+def test_regressors_whose_term_begins_late(tmp_path, teacher):
+    """Weights without a gradient in the first epochs join the others, without a momentum, when they get one."""
+    wide = train(Recipe(**SMALL | {"student": "wrn-10-2", "epochs": 1}), tmp_path / "wide", progress=False)
+    late = {"method": "f-act", "teacher": "wrn-10-2", "transfer_from": 1}
+    run = train(Recipe(**SMALL, **late), tmp_path / "run", teacher=wide, progress=False)
+    assert run.status == "finished" and ["f-act" in row for row in run.history] == [False, True, True]
+
+
 def test_same_recipe_same_weights_other_seed_other_weights(tmp_path):
     a, b = (weights_of(train(Recipe(**SMALL), tmp_path / name, progress=False)) for name in "ab")
     c = weights_of(train(Recipe(**SMALL, seed=1), tmp_path / "c", progress=False))

@@ -21,7 +21,8 @@ from sphinx.util.fileutil import copy_asset
 from atbook.runs import provenance
 
 MATHJAX = "mathjax/tex-svg.js"  # one file: SVG output needs no fonts
-INPUTS = ("requirements.txt", "atbook", "book/runs")  # what a chapter's results depend on besides its own cells
+# What a chapter's results depend on besides its own cells.
+INPUTS = ("requirements.txt", "atbook", "book/runs", "book/_tools/gradients.py")
 STARTED = time.time()
 WITHOUT_SCRIPTS = """<noscript><p class="admonition">Your browser runs no JavaScript here: formulas are shown as LaTeX,
 figures that can be moved stand still, and the search does not work. All else is here.</p></noscript>"""

@@ -19,13 +19,15 @@ def plan(runs: list[Run], folder: Path) -> list[Unit]:
     """One unit for each run, those without a teacher first.
 
     Raises:
-        ValueError: if a run's teacher is not among them.
+        ValueError: if a run's teacher is not among them, or a run began with other weights than random ones.
     """
     names, units = {run.weights: str(run.folder.relative_to(folder)) for run in runs}, []
     for run in sorted(runs, key=lambda run: run.teacher is not None):
         taught = run.teacher and names.get(run.teacher.weights)
         if run.teacher and not taught:
             raise ValueError(f"the teacher of {run.folder.name!r} is not in {str(folder)!r}: put its receipt there")
+        if run.start:
+            raise ValueError(f"{run.folder.name!r} began with given weights: train it again with atbook train --from")
         threads, compiled = run.provenance["threads"], run.provenance["compiled"]
         units.append(Unit({names[run.weights]: run.recipe}, taught, threads, compiled))
     return units

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from atbook.data import Images, load
+from atbook.data import Images, load, write_folder
 from atbook.recipes import Recipe
 from atbook.runs import Run
 from atbook.train import train_together
@@ -85,15 +84,6 @@ def _around(used: Tensor) -> Tensor:
     return start[:, None] + torch.arange(SIDE)
 
 
-def write_folder(folder: Path, parts: dict[str, Images]) -> None:
-    """The images as PNG files, ``folder/train/<class>/<number>.png`` and the same for test."""
-    for split, part in parts.items():
-        for n, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
-            path = folder / split / part.classes[label] / f"{n:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-
-
 WINDOWS = Setting(windows, 2000, 1000, 1000, epochs=3, teacher_epochs=8, rates=(0.03, 0.06), seeds=5)
 
 
@@ -109,15 +99,16 @@ def pieces(folder: Path, setting: Setting) -> Iterator[Callable[[], list[Run]]]:
     Controls: attention transfer from a teacher that has not learned, and plain students that are trained for longer.
     """
     images, held_out, searched = folder / "images", folder / "held-out", folder / "search"
-    if not images.exists():
-        training = setting.images("train", 0, setting.train)
-        held = setting.images("train", setting.train, setting.held_out)
-        write_folder(held_out, {"train": training, "test": held})
-        write_folder(images, {"train": training, "test": setting.images("test", 0, setting.test)})
+    tests = {held_out: ("train", setting.train, setting.held_out), images: ("test", 0, setting.test)}
+    for place, test in tests.items():
+        if not place.exists():
+            part = place.with_name(f".{place.name}")
+            write_folder(part, setting.images("train", 0, setting.train), setting.images(*test))
+            part.rename(place)  # whole or not at all
 
     def train(recipes: dict[Path, Recipe], root: Path, teacher: str = "teacher") -> Callable[[], list[Run]]:
         left = {out: recipe for out, recipe in recipes.items() if not _failed(out)}
-        return partial(train_together, left, root, folder / teacher, progress=False)
+        return partial(train_together, left, root, folder / teacher, progress=False) if left else list
 
     searching = PROTOCOL | {"epochs": setting.epochs, "seed": 100}
     rates = {searched / f"student-{lr}": Recipe(**searching, lr=lr) for lr in setting.rates}

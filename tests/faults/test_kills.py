@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from faults.harness import LONG, Job, finish, kill, kill_after, kill_before_change, kill_until_done, start
+from faults.harness import LONG, Job, finish, kill, kill_before_change, kill_until_done, start
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from safetensors import safe_open
 
@@ -151,19 +151,23 @@ def test_two_processes_in_one_folder(tmp_path):
     job = training(tmp_path / "run", epochs=1000)
     first = start(job)
 
-    def wait_for(epochs):
+    def wait_for(epochs, process):
         while job.progress() < epochs:
-            assert first.poll() is None, first.communicate()[1]
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
 
     try:
-        wait_for(1)
+        wait_for(1, first)
         with pytest.raises(BlockingIOError, match="another process trains into .*run': wait until") as refused:
             train(Recipe(**FIELDS | {"epochs": 1000}), tmp_path / "run", progress=False)
         assert "\n" not in str(refused.value)
         second = start(job)
         assert second.communicate()[1].startswith("atbook: another process trains") and second.returncode == 2
-        wait_for(job.progress() + 1)
+        wait_for(job.progress() + 1, first)
     finally:
         kill(first, whole=True)
-    assert kill_after(job, 5), "a dead process holds the folder"
+    third = start(job)
+    try:
+        wait_for(job.progress() + 1, third)  # a dead process does not hold the folder
+    finally:
+        kill(third, whole=True)
