@@ -67,7 +67,7 @@ def test_a_finished_run(tmp_path):
 def test_regressors_whose_term_begins_late(tmp_path, teacher):
     """Weights without a gradient in the first epochs join the others, without a momentum, when they get one."""
     wide = train(Recipe(**SMALL | {"student": "wrn-10-2", "epochs": 1}), tmp_path / "wide", progress=False)
-    late = {"method": "f-act", "teacher": "wrn-10-2", "transfer_from": 1}
+    late = {"method": "f-act", "teacher": "wrn-10-2", "transfer_from": 1, "schedule": "one-cycle"}  # no fresh start
     run = train(Recipe(**SMALL, **late), tmp_path / "run", teacher=wide, progress=False)
     assert run.status == "finished" and ["f-act" in row for row in run.history] == [False, True, True]
 
