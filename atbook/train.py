@@ -122,7 +122,7 @@ def _regressors(recipe: Recipe, student: Network, teacher: Network | None) -> nn
         return nn.ModuleList()
     images = torch.zeros(2, 3, 32, 32)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the networks are made on the CPU
         pairs = list(zip(copy.deepcopy(student).groups(images)[1], teacher.groups(images)[1], strict=False))
         if method == "hint":
             return nn.ModuleList([regressor(*pairs[1])])
@@ -435,7 +435,7 @@ class _Student:
         self.run, self.recipe, self.error = run, run.recipe, None
         self.teacher = None if run.recipe.method in TEACHERLESS else teacher
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
+            torch.default_generator.manual_seed(self.recipe.seed)
             model = build(self.recipe.student, run.data.classes)
         if pretrained:
             start_from(model, pretrained.tensors)
