@@ -2,12 +2,21 @@ import os
 import shutil
 
 import pytest
+import torch
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
 
 # The same examples every time, however busy the machine is.
 settings.register_profile("book", deadline=None, derandomize=True, database=None)
 settings.load_profile("book")
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Tools that set the number of threads set it for their own test alone."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

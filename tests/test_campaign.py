@@ -48,7 +48,7 @@ def archive(tmp_path):
     with tarfile.open(path, "w:xz") as tar:
         for name in [f"{s}/{c}/{i}.png" for s, n in (("train", 4), ("test", 2)) for c in "ab" for i in range(n)]:
             picture = io.BytesIO()
-            Image.new("RGB", (32, 32), (40 * len(name), 0, 90)).save(picture, "png")
+            Image.new("RGB", (32, 32), (200 * ("/b/" in name), 60 * int(Path(name).stem), 90)).save(picture, "png")
             member = tarfile.TarInfo(name)
             member.size = len(picture.getvalue())
             tar.addfile(member, io.BytesIO(picture.getvalue()))
@@ -61,6 +61,8 @@ def test_runs_are_trained_stopped_resumed_and_packed(tmp_path, archive):
     assert images(archive, out) == root and images(root, out) == root, "unpacked once"
 
     units = plan("wrn-10-1", "wrn-10-1", tiny, seeds=1)[:2]
+    with pytest.raises(ValueError, match="workers is 0: give 1 or more"):
+        go(units, root, out, workers=0, seconds=1)
     start = time.monotonic()
     assert not go(units, root, out, workers=2, seconds=0.5, compile=False) and time.monotonic() - start < 60
     assert not any(run.status == "finished" for run in (load_runs(out) if out.exists() else []))

@@ -46,7 +46,7 @@ def test_a_page_is_printed_with_tags_outline_and_figures(browser, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [("gone.png", "pictures missing"), ("https://example.org/a.png", "other hosts asked")]
+    ("wrong", "said"), [("gone.png", "pictures missing"), ("https://localhost:1/a.png", "other hosts asked")]
 )
 def test_what_is_missing_stops_the_printing(browser, tmp_path, wrong, said):
     done = printed(tmp_path, PAGE.replace("a.png", wrong))

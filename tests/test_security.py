@@ -172,7 +172,7 @@ def special(name, kind, target=""):
 
 
 HOSTILE = {
-    "parent": [tarfile.TarInfo("cifar/../../escaped")],
+    "parent": [tarfile.TarInfo("cifar/../../../../escaped")],
     "absolute": [tarfile.TarInfo("ABSOLUTE")],
     "symlink": [special("cifar/link", tarfile.SYMTYPE, ".."), tarfile.TarInfo("cifar/link/../escaped")],
     "symlink out": [special("cifar/link", tarfile.SYMTYPE, "/"), tarfile.TarInfo("cifar/link/escaped")],

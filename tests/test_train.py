@@ -90,6 +90,43 @@ def test_first_step_equals_plain_torch(tmp_path):
         torch.testing.assert_close(new, old - 0.1 * (gradient + 5e-4 * old), rtol=1e-3, atol=1e-5)
 
 
+def test_four_epochs_of_one_step_equal_plain_torch(tmp_path):
+    """Momentum, weight decay and the drops at 30 and 60 %, after each of which momentum starts anew, by hand."""
+    fields = {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.5, "augment": "none"}
+    run = train(Recipe(student="wrn-10-1", batch=60, epochs=4, **fields), tmp_path / "run", progress=False)
+    torch.manual_seed(0)
+    model, data = build("wrn-10-1", 2), training.load("", "train")
+    weights, velocity = list(model.parameters()), None
+    for epoch, factor in enumerate((1, 1, 0.2, 0.2**2)):
+        loss = F.cross_entropy(model(standardize(data.images)), data.labels)
+        gradients = [g + 0.5 * w.detach() for g, w in zip(torch.autograd.grad(loss, weights), weights, strict=True)]
+        fresh = epoch in (0, 2, 3)
+        velocity = gradients if fresh else [0.8 * v + g for v, g in zip(velocity, gradients, strict=True)]
+        with torch.no_grad():
+            for weight, v in zip(weights, velocity, strict=True):
+                weight -= 0.02 * factor * v
+    assert [row["lr"] for row in run.history] == pytest.approx([0.02, 0.02, 0.004, 0.0008])
+    for ours, theirs in zip(run.model().parameters(), weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_every_epoch_has_all_images_in_an_order_of_its_own(tmp_path, monkeypatch, augment):
+    cohorts = []
+    monkeypatch.setattr(training._Cohort, "go", lambda self, progress: cohorts.append(self))
+    train(Recipe(**SMALL, augment=augment), tmp_path / "run", progress=False)
+    epochs = [list(cohorts[0]._batches(epoch)) for epoch in (0, 1, 0)]
+    first, second, again = (torch.cat([images for images, *_ in batches]) for batches in epochs)
+    assert [len(images) for images, *_ in epochs[0]] == [25, 25, 10] and [b[2] for b in epochs[0]] == [1, 1, 1]
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+    def sums(images):
+        return sorted(images.sum(dim=(1, 2, 3)).tolist())
+
+    same = sums(training.load("", "train").images)
+    assert (sums(first) == same, sums(second) == same) == ((augment == "none",) * 2)
+
+
 @pytest.mark.parametrize("method", ["at", "kd", "at+kd", "f-act", "fitnet", "grad-at", "min-l2", "symmetry"])
 def test_methods_minimise_what_they_say(tmp_path, teacher, method):
     recipe = Recipe(student="wrn-10-2", batch=60, epochs=1, augment="none", method=method)
@@ -133,10 +170,10 @@ def test_a_term_of_weight_zero_leaves_the_plain_student(tmp_path, teacher, metho
     assert weights_of(zero) == weights_of(train(Recipe(**common), tmp_path / "plain", progress=False))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_resumes_to_the_same_weights(tmp_path, monkeypatch, teacher, method):
-    """Of methods with two stages, the kill falls into the first."""
-    recipe = Recipe(**SMALL | {"student": "wrn-10-2"}, method=method, schedule="one-cycle", hint_part=0.5)
+@pytest.mark.parametrize(("method", "part"), [*((method, 0.5) for method in METHODS), ("fitnet", 0.3)])
+def test_every_method_trains_and_resumes_to_the_same_weights(tmp_path, monkeypatch, teacher, method, part):
+    """Of methods with two stages, the kill falls into the first, or exactly between the two."""
+    recipe = Recipe(**SMALL | {"student": "wrn-10-2"}, method=method, schedule="one-cycle", hint_part=part)
     used = None if method in TEACHERLESS else teacher
     whole = train(recipe, tmp_path / "whole", teacher=used, progress=False)
     with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
@@ -193,7 +230,8 @@ def stop_after(monkeypatch, epochs):
 
 @pytest.mark.parametrize("schedule", ["step", "one-cycle"])
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch, teacher, schedule):
-    recipe = Recipe(**SMALL, schedule=schedule, method="at+kd")
+    """Of 5 epochs the steps drop the rate in the second, fourth and fifth, the kill falls after the second."""
+    recipe = Recipe(**SMALL | {"epochs": 5}, schedule=schedule, method="at+kd")
     whole = train(recipe, tmp_path / "whole", teacher=teacher, progress=False)
     with monkeypatch.context() as patch:
         killed = stop_after(patch, 2)
@@ -237,20 +275,21 @@ def test_a_loss_that_is_no_number_fails_the_run(tmp_path):
     assert run.status == "failed" and "FloatingPointError" in run.reason and run.weights is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "another architecture", "not safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "another run", "not safetensors"])
 def test_a_bad_checkpoint_is_refused(tmp_path, monkeypatch, damage):
     with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
         train(Recipe(**SMALL), tmp_path / "run", progress=False)
     path = tmp_path / "run" / "checkpoint.safetensors"
-    if damage == "another architecture":
+    if damage == "another run":
         with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 1)):
-            train(Recipe(**SMALL | {"student": "wrn-16-1"}), tmp_path / "other", progress=False)
+            train(Recipe(**SMALL, seed=1), tmp_path / "other", progress=False)
         path.write_bytes((tmp_path / "other" / "checkpoint.safetensors").read_bytes())
     else:
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"pickle")
     with pytest.raises(ValueError, match=r"checkpoint .* cannot be used .*remove it") as caught:
         train(Recipe(**SMALL), tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value)
+    assert ("it belongs to another run" in str(caught.value)) == (damage == "another run")
 
 
 def test_teachers_are_checked(tmp_path, teacher):
@@ -306,6 +345,8 @@ def test_every_method_trains_in_bfloat16(tmp_path, teacher, method):
 def test_bfloat16_learns_as_well(tmp_path):
     run = train(Recipe(**SMALL, precision="bfloat16"), tmp_path / "run", progress=False)
     assert run.history[-1]["train_error"] < 40
+    loss = train(Recipe(**SMALL), tmp_path / "float32", progress=False).history[0]["loss"]
+    assert run.history[0]["loss"] != loss and run.history[0]["loss"] == pytest.approx(loss, rel=0.05)
 
 
 def test_compiling_is_refused_before_training_where_torch_cannot(tmp_path, monkeypatch):
@@ -435,8 +476,9 @@ def test_what_cannot_start_is_refused_and_nothing_is_written(fields, teacher, tm
     with pytest.raises(ValueError, match="there are none: give them as `start`"):
         train(Recipe(**SMALL, **fields), out, progress=False)
     bad = tmp_path / "bad.safetensors"
-    with pytest.raises(ValueError, match="cannot start from .*No such file"):
-        train(Recipe(**SMALL, **fields), out, start=bad, progress=False)
+    for gone in (bad, tmp_path / "resnet18.pth"):
+        with pytest.raises(ValueError, match="cannot start from .*No such file.* give a finished run or a safetensors"):
+            train(Recipe(**SMALL, **fields), out, start=gone, progress=False)
     bad.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot start from"):
         train(Recipe(**SMALL, **fields), out, start=bad, progress=False)

@@ -67,9 +67,8 @@ def test_enlarged_is_constant_in_a_cell_and_smooth_is_not():
     assert torch.equal(enlarge(coarse)[:, 1::4, 2::4], coarse)
     assert torch.equal(enlarge(coarse)[0, 4:8, 8:12], coarse[0, 1, 2].expand(4, 4))
     assert smooth(coarse).shape == (1, 16, 16)
-    middle = (smooth(coarse)[0, 5:7, 9:11]).mean()  # of the four pixels about the middle of the cell
-    row = (smooth(coarse)[0, 4:8, 8:12]).std()
-    assert (middle - coarse[0, 1, 2]).abs() < (coarse.max() - coarse.min()) / 2 and row > 0.01
+    w = torch.tensor([0.125, 0.875])  # the middle of pixel 5 is an eighth of a cell before that of its own cell, 1
+    assert smooth(coarse)[0, 5, 9].item() == pytest.approx((w @ coarse[0, :2, 1:3] @ w).item(), rel=1e-4)
 
 
 def test_how_far_the_layers_see():
