@@ -171,6 +171,9 @@ def show(
     try:
         found = load_runs(folder or (book_runs() if against is None else book_runs() / "cifar10-short"))
         shown = table(found) if against is None else beside_paper(found, against)
+        if found and shown.empty:
+            what = f"no finished run in {str(folder)!r} belongs into {against!r}"
+            raise ValueError(f"{what}: it is of CIFAR-10, all images, and the paper's networks")
     except (ValueError, OSError) as error:
         raise _fail(error) from None
     typer.echo(shown.to_string(index=False, na_rep="") if found else f"no runs in {str(folder)!r}")
@@ -210,6 +213,8 @@ def sweep(
         described = sweeps.read(file)
         if address and engine == "local":
             raise ValueError("--address belongs to the engine 'ray': add --engine ray")
+        if gpus is not None and engine == "local":
+            raise ValueError("--gpus belongs to the engine 'ray': add --engine ray, or say how many with --workers")
         planned = jobs.plan(described, out)
         failed = {}
         if not report:

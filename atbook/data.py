@@ -248,7 +248,13 @@ def standardize(images: Tensor) -> Tensor:
 
     Returns:
         float32 `(N, 3, H, W)`, in channels-last memory order, which is the faster one for convolutions.
+
+    Raises:
+        ValueError: if they are not bytes, or not a batch.
     """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        what = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"standardize takes a batch of bytes, uint8 (N, 3, H, W), not {what}")
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
 
@@ -379,7 +385,10 @@ def _bar(name: str, done: int, total: int | None) -> tqdm:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack beside ``folder``, then put it in its place, so that it is never there in part."""
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as temporary:
+    prefix = f".unpacking-{folder.name}-"
+    for left in archive.parent.glob(f"{prefix}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=prefix) as temporary:
         with tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
         shutil.rmtree(folder, ignore_errors=True)

@@ -82,8 +82,6 @@ class ImageFiles:
     size: int
     device: torch.device = torch.device("cpu")
 
-    masks = None
-
     def __len__(self) -> int:
         return len(self.paths)
 

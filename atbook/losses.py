@@ -2,7 +2,8 @@
 
 Attention transfer and the paper's other losses: Zagoruyko and Komodakis, ICLR 2017, equations (2), (4) and (6).
 Knowledge distillation: Hinton, Vinyals and Dean, 2015 (arXiv 1503.02531).
-Hints: Romero et al., "FitNets", ICLR 2015. The gradient penalty: Drucker and LeCun, "Double backpropagation", 1991.
+Hints: Romero et al., "FitNets", ICLR 2015. The gradient penalty: Drucker and LeCun, "Improving generalization
+performance using double backpropagation", 1992.
 No loss here holds a weight or the factor one half of the paper's equations: those are the caller's.
 """
 

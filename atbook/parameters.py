@@ -26,6 +26,11 @@ _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 RANGE = re.compile(rf"(?<![\w.])({_NUMBER}) (?:to ({_NUMBER}|[a-z_]\w*)|or more)(?![\w.])")
 NAMES = re.compile(r"(?<![\w+.-])((?:[\w+.-]+, )*[\w+.-]+) or ([\w+.-]+)")
 BESIDE = re.compile(rf"(?<![\w.])({_NUMBER}) for \w+")
+FITTING = {  # beside which the field may have any of its values
+    "groups": {"student": "resnet18"},
+    "image_size": {"dataset": "folder"},
+    "transfer_from": {"epochs": 2**31},
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,10 @@ class Parameter:
     def _check_recipe(self, entry: object, value: object) -> None:
         if self.field is None:
             return
+        if self.many and self.field == self.name:  # one field that is a list, not a list of its values
+            entry = value
         try:
-            Recipe(**{"method": "at", self.field: entry})
+            Recipe(**{"method": "at", self.field: entry} | FITTING.get(self.field, {}))
         except ValueError as error:
             what = str(error)
             if what.startswith((f"{self.name} ", f"{self.name}=")):
@@ -253,13 +260,13 @@ def _checked(known: Mapping[str, Parameter], values: Mapping[str, object]) -> di
 def check(namespace: dict[str, object]) -> None:
     """In a notebook, ``check(globals())``: see whether its parameters are possible, and give them their types.
 
-    The parameters cell is found among the cells that were executed before, so that the notebook may lie anywhere; as a
-    plain script there is none, and nothing is checked.
+    The parameters cell is found among the cells that were executed before, the last one if it was edited, so that the
+    notebook may lie anywhere; as a plain script there is none, and nothing is checked.
 
     Raises:
         ValueError: one sentence naming the parameter, the same that a rerun on the command line would get.
     """
-    for source in namespace.get("In", ()):
+    for source in reversed(namespace.get("In", ())):
         try:
             known = _declared(source)
         except (SyntaxError, ValueError):

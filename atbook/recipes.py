@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     precision: _one_of("precision", ("float32", "bfloat16")) = Field("float32", description="of the forward pass")
     seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, order and augmentation")
 
-    def __init__(self, **fields: object) -> None:
+    def __init__(self, /, **fields: object) -> None:
         fields.setdefault("beta", BETAS.get(str(fields.get("method")), 1000.0))
         try:
             super().__init__(**fields)
@@ -81,6 +81,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError(f"groups={list(self.groups)} is not possible: name each group once")
         for name in filter(None, (self.student, self.teacher)):
             if max(self.groups) >= (count := count_groups(name)):
                 raise ValueError(f"groups={list(self.groups)} is not possible: {name} has groups 0 to {count - 1}")

@@ -17,9 +17,9 @@ from typing import Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from atbook.parameters import Parameter, checked, find, parameters
+from atbook.parameters import checked, find
 
-__all__ = ["Parameter", "Record", "checked", "parameters", "rerun"]
+__all__ = ["Record", "rerun"]
 
 FILE, LOCK, PARTIAL = "rerun.json", ".lock", "partial.ipynb"
 

@@ -117,7 +117,7 @@ class Run(BaseModel):
                 f"no run in {str(folder)!r} (no receipt.json): give a folder that atbook train wrote"
             )
         try:
-            content = dict(json.loads(path.read_text()))
+            content = dict(json.loads(path.read_text(encoding="utf-8")))
             if content.pop("sha256", None) not in (None, _digest(content)):  # older receipts have none
                 raise ValueError("its sha256 is another")
             return cls(folder=Path(folder), **content)
@@ -415,11 +415,13 @@ def beside_paper(runs: Sequence[Run], name: str) -> pd.DataFrame:
     change, ``direction reproduced`` if it lies below zero only, else ``not reproduced``; ``too few seeds`` below three.
 
     Args:
-        runs: any runs; unfinished ones and those with other than the paper's settings of the losses are left out.
-        name: as for `paper_table`.
+        runs: any runs; left out are unfinished and fine-tuned ones, and those with other than the paper's settings of
+            the losses.
+        name: as for `paper_cells`.
 
     Raises:
-        ValueError: if there is no such table, or the runs that belong into it differ in images, protocol or teacher.
+        ValueError: if there is no such table, or the runs that belong into it differ in images, protocol or teacher, or
+            two of them only in their folder.
     """
     rows, used, cells = [], [], paper_cells(name)
     taught = {c[:2] for c in cells if c.fields["method"] != "student" and any(_fits(run, c) for run in runs)}
@@ -427,6 +429,9 @@ def beside_paper(runs: Sequence[Run], name: str) -> pd.DataFrame:
         if taught and cell[:2] not in taught:
             continue  # a plain student alone belongs to several pairs
         own = [run for run in runs if _fits(run, cell)]
+        if len(seeds := [run.recipe.seed for run in own]) > len(set(seeds)):
+            twice = max(seeds, key=seeds.count)
+            raise ValueError(f"two runs have the same settings and seed {twice}: count one, name a smaller folder")
         plain = {run.recipe.seed: run for run in runs if _fits(run, cell._replace(fields={"method": "student"}))}
         if own:
             used += own + list(plain.values())
@@ -441,7 +446,8 @@ def _fits(run: Run, cell: Cell) -> bool:
     if cell.fields["method"] != "student":
         wanted["teacher"] = cell.teacher
     usual = Recipe(**{name: getattr(recipe, name) for name in _PROTOCOL} | {"seed": recipe.seed} | wanted)
-    whole = run.status == "finished" and (run.data.train, run.data.classes) == (50_000, 10)  # CIFAR-10 in any folder
+    whole = run.status == "finished" and run.start is None
+    whole &= (run.data.train, run.data.classes) == (50_000, 10)  # CIFAR-10 in any folder
     return whole and recipe.model_copy(update={"dataset": usual.dataset}) == usual
 
 
@@ -496,8 +502,9 @@ def start_of(run: Run) -> Run | None:
 
 
 def _beside(run: Run, weights: str, what: str) -> Run:
-    for other in load_runs(run.folder.parent):
+    folder = run.folder.resolve()
+    for other in load_runs(folder.parent):
         if other.weights == weights and (other.folder / "weights.safetensors").is_file():
             return other
-    where = str(run.folder.parent)
-    raise FileNotFoundError(f"the {what} of {run.folder.name!r} is not in {where!r}: put its run, with weights, there")
+    where = str(folder.parent)
+    raise FileNotFoundError(f"the {what} of {folder.name!r} is not in {where!r}: put its run, with weights, there")

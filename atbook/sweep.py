@@ -34,6 +34,7 @@ from atbook.recipes import Recipe, _value
 
 KEYS = ("recipe", "chapter", "grid", "seeds", "teacher", "root", "baseline", "gpus")
 CHAPTER_KEYS = ("chapter", "parameters", "grid", "seeds", "baseline", "gpus")
+COLUMNS = ("run", "n", "unfinished", "failed", "low", "high", "pairs", "change", "verdict")  # of the report
 MOST = 100_000  # runs of one sweep: more is a slip of the pen
 
 Cell = dict[str, object]  # one combination of the grid: field to value
@@ -147,6 +148,8 @@ def _grid(grid: object, fields: Cell) -> dict[str, list]:
             raise ValueError(f"grid field {name!r} is {values!r}: write a list of its values, [first, second]")
         if name in fields:
             raise ValueError(f"{name!r} is in the grid and beside it: leave one out")
+        if name in COLUMNS:
+            raise ValueError(f"grid field {name!r} is also a column of the report: give the parameter another name")
     return grid
 
 

@@ -142,8 +142,8 @@ def train(
     """Train a network as the recipe says, or go on where an earlier call was stopped.
 
     After each epoch the state is written atomically, so a kill costs at most the epoch in hand; a resumed run ends with
-    the weights of one never stopped, bit for bit on the same machine and thread count. A finished run is returned at
-    once. A GPU is used where there is one.
+    the weights of one never stopped, bit for bit on the same CPU and thread count. A finished run is returned at once.
+    A GPU is used where there is one; its convolutions may add up in another order each time, and round to TF32.
 
     Under ``torchrun`` all its processes share one training: ``batch`` is that of all together, beta is not multiplied
     by their number, and the weights are those of one process but for rounding.
@@ -255,7 +255,7 @@ def _pretrained(recipes: Iterable[Recipe], start: Run | str | Path | None) -> _P
             what = f"frozen_groups={kept[0].frozen_groups} and fixed_norm={kept[0].fixed_norm}"
             raise ValueError(f"{what} keep pretrained weights as they are, and there are none: give them as `start`")
         return None
-    if isinstance(start, Run) or Path(start).suffix != ".safetensors":
+    if isinstance(start, Run) or Path(start).is_dir():
         run = start if isinstance(start, Run) else Run.load(start)
         run.model()  # refuses weights that are missing or not those of the receipt
         start = run.folder / "weights.safetensors"
@@ -534,7 +534,8 @@ class _Student:
         """Write the epoch into the history."""
         row = {name: (value / images).item() for name, value in self.sums.items()}
         row["train_error"] *= 100
-        row["test_error"] = evaluate(self.model, test_set)
+        most = {} if self.recipe.image_size is None else {"batch": self.recipe.batch}  # large images fill the memory
+        row["test_error"] = evaluate(self.model, test_set, **most)
         if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
             raise FloatingPointError(f"the weights are no numbers after epoch {epoch + 1}: lower lr or beta")
         self.run.history.append({"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]} | row)

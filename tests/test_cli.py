@@ -18,7 +18,16 @@ def test_train_then_show(tmp_path, tiny):
     result = atbook("train", *tiny, "method=at", f"teacher={tmp_path / 'teacher'}", "--out", tmp_path / "student")
     assert result.exit_code == 0, result.output
     shown = atbook("runs", tmp_path).output
-    assert "teacher" in shown and "student" in shown and "at" in shown and "finished" in shown
+    assert [line.split()[:2] for line in shown.splitlines()[1:]] == [["student", "finished"], ["teacher", "finished"]]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atbook.train.train", stopped)
+    result = atbook("train", "--out", tmp_path / "out")
+    assert result.exit_code == 130 and "the same command goes on from the last epoch" in result.stderr
 
 
 def refused(*arguments):
@@ -72,7 +81,7 @@ def test_a_run_is_trained_again_from_its_receipt(tmp_path, tiny):
 
 def test_runs_beside_the_paper_and_checked(tmp_path, tiny):
     atbook("train", *tiny, "--out", tmp_path / "runs" / "student")
-    assert atbook("runs", tmp_path / "runs", "--table", "paper1").exit_code == 0
+    assert "no finished run in" in refused("runs", tmp_path / "runs", "--table", "paper1")
     assert "table 'paper3' is unknown" in refused("runs", tmp_path / "runs", "--table", "paper3")
     result = atbook("check", tmp_path / "runs")
     assert result.exit_code == 0 and "agrees" in result.output

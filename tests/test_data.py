@@ -277,29 +277,36 @@ def server(monkeypatch):
     served.server_close()
 
 
-@pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """A small CIFAR-10 archive, whose sums stand in for the official ones; the official server is out of reach."""
-    cifar, folder = torchvision.datasets.CIFAR10, tmp_path / "made" / "cifar-10-batches-py"
+def make(dataset, labels, names, tmp_path, monkeypatch):
+    """A small archive of CIFAR, whose sums stand in for the official ones; the official server is out of reach."""
+    folder = tmp_path / "made" / dataset.base_folder
     folder.mkdir(parents=True)
 
     def batch(name, seed):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 3072), dtype=np.uint8)
-        content = pickle.dumps({"data": pixels, "labels": [9, 0, 3, 1] * 10})
+        content = pickle.dumps({"data": pixels} | labels)
         (folder / name).write_bytes(content)
         return [name, hashlib.md5(content).hexdigest()]
 
-    monkeypatch.setattr(cifar, "train_list", [batch(f"data_batch_{i}", i) for i in range(1, 3)])
-    monkeypatch.setattr(cifar, "test_list", [batch("test_batch", 9)])
-    meta = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]})
-    (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": hashlib.md5(meta).hexdigest()})
-    path = tmp_path / "made" / cifar.filename
+    monkeypatch.setattr(dataset, "train_list", [batch(f"data_batch_{i}", i) for i in range(1, 3)])
+    monkeypatch.setattr(dataset, "test_list", [batch("test_batch", 9)])
+    meta = pickle.dumps(names)
+    (folder / dataset.meta["filename"]).write_bytes(meta)
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": hashlib.md5(meta).hexdigest()})
+    path = tmp_path / "made" / dataset.filename
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, folder.name)
-    monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar, "url", f"http://127.0.0.1:9/{cifar.filename}")
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:9/{dataset.filename}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
     return path
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    names = {"label_names": [f"class {i}" for i in range(10)]}
+    return make(torchvision.datasets.CIFAR10, {"labels": [9, 0, 3, 1] * 10}, names, tmp_path, monkeypatch)
 
 
 def contents(folder):
@@ -320,6 +327,15 @@ def test_cifar_is_downloaded_checked_and_unpacked(server, archive, own_cache):
     assert torch.equal(test.images, torch.from_numpy(pixels.reshape(40, 3, 32, 32)))
     assert contents(own_cache) == UNPACKED
     assert len(server.asked) == 1
+
+
+def test_of_cifar_100_the_fine_labels_are_taken(server, tmp_path, monkeypatch):
+    labels = {"fine_labels": [99, 0, 3, 1] * 10, "coarse_labels": [0] * 40}
+    names = {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["coarse"] * 20}
+    server.body = make(torchvision.datasets.CIFAR100, labels, names, tmp_path, monkeypatch).read_bytes()
+    test = load("cifar100", "test")
+    assert (len(load("cifar100", "train")), test.label) == (80, "CIFAR-100")
+    assert test.labels.tolist() == [99, 0, 3, 1] * 10 and test.classes == tuple(names["fine_label_names"])
 
 
 def test_broken_off_download_leaves_a_part_and_resumes(server, archive, own_cache):
@@ -396,6 +412,12 @@ def test_damaged_files_are_unpacked_anew(server, archive, own_cache):
     (own_cache / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
     assert load("cifar10", "test").labels.tolist() == [9, 0, 3, 1] * 10
     assert len(server.asked) == 1
+
+
+def test_what_a_killed_process_left_half_unpacked_is_removed(server, archive, own_cache):
+    server.body = archive.read_bytes()
+    (own_cache / ".unpacking-cifar-10-batches-py-x").mkdir(parents=True)
+    assert len(load("cifar10", "test")) == 40 and contents(own_cache) == UNPACKED
 
 
 def test_of_two_that_want_it_at_once_one_fetches(server, archive, own_cache):
@@ -611,6 +633,12 @@ def test_augment_refuses_what_it_cannot_do():
         augment(torch.zeros(1, 3, 8, 8), "flip", generator)
     with pytest.raises(ValueError, match="images of 4x8 cannot be padded"):
         augment(torch.zeros(1, 3, 4, 8, dtype=torch.uint8), "crop-flip", generator)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
+def test_standardize_takes_a_batch_of_bytes_and_nothing_else(wrong):
+    with pytest.raises(ValueError, match=r"takes a batch of bytes, uint8 \(N, 3, H, W\), not torch\."):
+        standardize(wrong)
 
 
 def test_standardize_has_the_authors_constants():

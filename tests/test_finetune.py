@@ -6,8 +6,9 @@ import finetune
 import pytest
 
 from atbook.models import build
-from atbook.runs import Run, load_runs
+from atbook.runs import Run, book_runs, load_runs
 
+RECORDED = book_runs() / "shapes-finetune"
 CONTROLS = ("at-same-0", "at-untrained-0")
 
 
@@ -54,13 +55,13 @@ def test_the_two_tasks_share_no_class():
 
 
 def test_what_the_book_shows_was_made_by_this_script():
-    runs = {run.folder.name: run for run in load_runs(finetune.OUT)}
+    runs = {run.folder.name: run for run in load_runs(RECORDED)}
     assert len(runs) == 5 + 8 * len(finetune.SEEDS) and all(run.status == "finished" for run in runs.values())
     for name, run in runs.items():
         wanted = finetune.PRETRAINING if name.startswith("pretrained") else finetune.TUNING
         if name != "untrained":
             held = run.recipe.model_dump()
             assert {field: held[field] for field in wanted} == wanted, name
-    for folder in finetune.OUT.iterdir():
+    for folder in RECORDED.iterdir():
         if folder.is_dir():
             assert Run.load(folder).data.classes == (6 if folder.name.startswith("pretrained") else 4)

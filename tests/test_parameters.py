@@ -155,6 +155,15 @@ def test_text_is_understood(tmp_path):
     assert refused(path, {"x": 2.1}) == "x=2.1 is not possible: give a number, 0 to 2"
 
 
+def test_fields_of_the_recipe_that_need_others(tmp_path):
+    """None of the book's chapters has one of these."""
+    groups, size = "groups: list[int] = [1, 2]  # of the teacher", "image_size: int = 224  # pixels"
+    path = notebook(tmp_path, f"{groups}\n{size}\ntransfer_from: int = 60  # epochs")
+    assert checked(path, {"groups": "[0, 3]"}) == {"groups": [0, 3], "image_size": 224, "transfer_from": 60}
+    assert "groups=[5] is not possible" in refused(path, {"groups": [5]})
+    assert "image_size=" in refused(path, {"image_size": -1})
+
+
 def test_values_that_a_comment_excepts():
     (path,) = (path for path in CHAPTERS if path.stem.startswith("11"))
     assert checked(path, {"train_images": "0"})["train_images"] == 0
@@ -203,6 +212,9 @@ def test_in_the_notebook_values_get_their_types():
     with pytest.raises(ValueError, match="n=-1 is not possible: give a whole number, 0 or more"):
         check(namespace)
     check({"n": -1})  # a script: nothing to compare with
+    edited = {"In": ["n: int = 1  # 1 to 20", "check(globals())", "n: int = 50  # 1 to 99"], "n": 50}
+    check(edited)
+    assert edited["n"] == 50
 
 
 def test_the_table_says_what_is_allowed():

@@ -35,6 +35,8 @@ def test_defaults_are_the_papers():
         ({"transfer_from": 30, "method": "at"}, "transfer_from=30 is not possible with epochs=30"),
         ({"transfer_from": 3, "method": "fitnet"}, "stages of its own: leave transfer_from out"),
         ({"groups": ()}, "groups="),
+        ({"groups": (2, 2)}, r"groups=\[2, 2\] is not possible: name each group once"),
+        ({"self": 3}, "recipe field 'self' is unknown"),
         ({"teacher": "wrn-16-2"}, "method 'student' uses none"),
         ({"teacher": "wrn-16-2", "method": "min-l2"}, "method 'min-l2' uses none"),
         ({"hint_part": 1.0}, "hint_part=1.0"),

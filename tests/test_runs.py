@@ -3,6 +3,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,12 +37,25 @@ def test_a_receipt_without_an_epoch_has_no_error(run):
     assert table([run])["test error %"].isna().all()
 
 
+def unsealed(text, **more):
+    """A receipt without the hash of its content, as earlier versions wrote them."""
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "sha256"} | more)
+
+
+def test_a_receipt_of_an_earlier_version_is_read(run):
+    path = run.folder / "receipt.json"
+    path.write_text(unsealed(path.read_text()))
+    assert Run.load(run.folder) == run
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace("running", "walking"),
-        lambda text: text.replace("recipe", "recipes"),
+        lambda text: text.replace("42.0", "41.0"),
+        lambda text: unsealed(text).replace("running", "walking"),
+        lambda text: unsealed(text).replace('"recipe"', '"recipes"'),
+        lambda text: unsealed(text, note="of no meaning"),
         lambda text: "3",
     ],
 )
@@ -82,6 +96,17 @@ def test_the_key_covers_recipe_data_teacher_and_code(monkeypatch):
     monkeypatch.setattr(runs, "code_hash", lambda: "other code")
     others.append(run_key(Recipe(), data, None))
     assert len({key, *others}) == 6
+
+
+def test_the_code_hash_covers_whatever_training_imports():
+    other = {"runs", "compat"}  # the receipts themselves, and what mends an installation
+    folder, reached, waiting = runs.resources.files("atbook"), other, {"train"}
+    while waiting:
+        reached = reached | waiting
+        nodes = [node for name in waiting for node in ast.walk(ast.parse((folder / f"{name}.py").read_text()))]
+        taken = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.startswith("atbook")]
+        waiting = {node.module[7:] or alias.name for node in taken for alias in node.names} - reached
+    assert reached - other == set(runs.MODULES)
 
 
 def test_the_code_hash_ignores_comments_and_sees_changes(tmp_path, monkeypatch):
@@ -256,7 +281,14 @@ def test_runs_that_do_not_belong_together_are_refused(other, said):
         beside_paper(runs, "paper1")
 
 
-def test_the_teacher_is_found_beside_its_student(tmp_path):
+def test_a_run_counts_once_and_a_fine_tuned_one_is_no_plain_student():
+    with pytest.raises(ValueError, match="two runs have the same settings and seed 1: count one"):
+        beside_paper([*seeds([10.0, 11.0, 12.0]), finished(11.0, seed=1)], "paper1")
+    tuned = finished(1.0).model_copy(update={"start": "ff"})
+    assert set(beside_paper([tuned, finished(10.0)], "paper1")["ours %"]) == {10.0}
+
+
+def test_the_teacher_is_found_beside_its_student(tmp_path, monkeypatch):
     for name, weights in (("a", "xy"), ("b", "cd")):
         folder = tmp_path / name
         run = finished(7.0, student="wrn-16-2").model_copy(update={"folder": folder, "weights": weights})
@@ -264,6 +296,9 @@ def test_the_teacher_is_found_beside_its_student(tmp_path):
         (folder / "weights.safetensors").write_bytes(b"w")
     student = finished(9.0, method="at").model_copy(update={"folder": tmp_path / "at-0"})
     assert teacher_of(student).folder == tmp_path / "b" and teacher_of(finished(10.0)) is None
+    student.folder.mkdir()
+    monkeypatch.chdir(student.folder)
+    assert teacher_of(student.model_copy(update={"folder": Path(".")})).folder == tmp_path / "b"
     (tmp_path / "b" / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="teacher of 'at-0' is not in"):
         teacher_of(student)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 import pytest
 import scaling
-import torch
 import yaml
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaling import Sleep, Threads, sleeps
@@ -37,13 +37,6 @@ from atbook.train import train
 
 ROOT = Path(__file__).parents[1]
 TINY = {"train_images": 40, "student": "wrn-10-1", "epochs": 1, "batch": 20}
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -97,6 +90,7 @@ def test_every_combination_once_and_a_list_of_grids_is_joined(written):
         ({"grid": {"lr": [0.1, -1]}}, "lr=-1 is not possible"),
         ({"grid": {"lr": [0.1]}, "recipe": {"lr": 0.2}}, "'lr' is in the grid and beside it"),
         ({"grid": {"method": ["at"]}}, "method 'at' needs a teacher"),
+        ({"grid": {"n": [1, 2]}}, "grid field 'n' is also a column of the report"),
         ({"grid": {"batch": [*range(1, 2000)]}, "seeds": 1000}, "more than 100000"),
         ({"seeds": 0}, "seeds is 0"),
         ({"seeds": True}, "seeds is True"),
@@ -196,6 +190,28 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
     for thread in both:
         thread.join()
     assert starts(tmp_path) == {f"{what} sleep-{i}": 1 for what in ("start", "end") for i in range(12)}
+
+
+def test_a_run_in_other_hands_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "LOCKED", 0.05)
+    (job,), answers = sleeps(tmp_path, 1, 0.0), []
+    ours = FileLock(engines._lock(job))
+
+    class Other:
+        """Meets the lock of another process at first."""
+
+        room, restarts = 1, 0
+
+        def submit(self, job):
+            with ThreadPoolExecutor(1) as other:
+                future = other.submit(engines.attempt, job)
+            answers.append(future.result())
+            ours.release()
+            return future
+
+    with ours:
+        assert engines.dispatch([job], Other(), lambda *_: None) == {}
+    assert answers == [engines.BUSY, ""] and job.state().status == "finished"
 
 
 class Dying:
@@ -307,6 +323,7 @@ def test_the_command_tells_of_wrong_input_in_one_sentence(tmp_path, written):
         ((tmp_path / "none",), "no sweep file"),
         ((path, "--engine", "rey"), "did you mean 'ray'"),
         ((path, "--address", "x"), "--address belongs to"),
+        ((path, "--gpus", "0.25"), "--gpus belongs to"),
         ((path, "--out", tmp_path / "file"), "cannot write"),
         ((path, "--out", "/proc/sweep"), "cannot write"),
     ):
@@ -532,8 +549,8 @@ def test_a_ray_cluster_loses_a_machine_and_no_run(tmp_path, monkeypatch):
         jobs = sleeps(tmp_path, 8, 2.0, epochs=4)
 
         def remove():
-            wait_for(lambda: len(starts(tmp_path)) >= 4 if (tmp_path / "log.txt").exists() else False)
-            time.sleep(0.7)  # by now either node is in the middle of a run of two seconds
+            # Either node is in the middle of a run.
+            wait_for(lambda: [job.state().epochs in ("1/4", "2/4") for job in jobs].count(True) == 2)
             cluster.remove_node(lost, allow_graceful=False)
 
         with engines.Ray(cluster.address, 0) as engine:

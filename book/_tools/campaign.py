@@ -118,7 +118,12 @@ def go(units: list[Unit], root: Path, out: Path, workers: int, seconds: float, c
 
     Returns:
         Whether everything is finished.
+
+    Raises:
+        ValueError: if there is no worker.
     """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}: give 1 or more")
     deadline, running = time.monotonic() + seconds, []
     threads = max(1, (os.cpu_count() or 1) // workers)
     waiting = [unit for unit in units if not all(finished(out / name) for name in unit.recipes)]

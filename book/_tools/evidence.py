@@ -70,7 +70,7 @@ def of_run(run: Run, test: Images, pictures: Tensor, taught: Seen) -> dict[str, 
     return kept | {f"maps.{name}.{j}": Q for j, Q in enumerate(maps)}
 
 
-def collect(out: Path, root: Path | None) -> None:
+def collect(out: Path, root: Path | None = None) -> None:
     """Write the evidence of the runs with weights below a folder; one of them is ``teacher``."""
     teacher = Run.load(out / "teacher")
     test = load(teacher.recipe.dataset, "test", root)
@@ -83,4 +83,6 @@ def collect(out: Path, root: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    collect(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    collect(*map(Path, sys.argv[1:]))

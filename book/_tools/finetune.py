@@ -1,9 +1,9 @@
 """Trains what chapter 12 shows: networks that have learned six classes of `shapes` are fine-tuned on the other four.
 
 The images are windows of the scenes, as in chapter 09, which take a quarter of the time. ``python
-book/_tools/finetune.py FOLDER`` makes them and all runs there, in minutes on one thread; stopped, it goes on where it
-was. At the end it puts the receipts, and how well each network's maps lie on the objects, into
-``book/runs/shapes-finetune``. The weights stay in FOLDER.
+book/_tools/finetune.py FOLDER OUT`` makes them and all runs in FOLDER, in minutes on one thread; stopped, it goes on
+where it was. At the end it puts the receipts, and how well each network's maps lie on the objects, into OUT; the book's
+are in ``book/runs/shapes-finetune``. The weights stay in FOLDER.
 """
 
 import json
@@ -22,7 +22,6 @@ from atbook.scores import chance, energy, pointing_game
 from atbook.shapes import CLASSES
 from atbook.train import train, train_together
 
-OUT = Path(__file__).parents[1] / "runs" / "shapes-finetune"
 SOURCE, TARGET = CLASSES[:6], CLASSES[6:]
 STUDENT, TEACHER = "wrn-10-1", "wrn-10-2"
 COMMON = {"dataset": "folder", "schedule": "one-cycle", "precision": "bfloat16"}
@@ -92,7 +91,7 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
     return {name: {k: round(100 * v.mean().item(), 2) for k, v in row.items()} for name, row in found.items()}
 
 
-def main(folder: Path, out: Path = OUT) -> None:
+def main(folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
     make(folder)
     for runs in trainings(folder):
@@ -105,4 +104,6 @@ def main(folder: Path, out: Path = OUT) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*map(Path, sys.argv[1:]))

@@ -79,4 +79,6 @@ def collect(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     collect(Path(sys.argv[1]))

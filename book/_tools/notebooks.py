@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+from atbook import runs
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -91,7 +93,7 @@ def _prints_table(cell: NotebookNode) -> bool:
 
 def write(nb: NotebookNode, path: Path) -> None:
     """Write a notebook with one newline at its end, the same on every system."""
-    path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
+    runs.write(path, (nbformat.writes(nb) + "\n").encode())
 
 
 def renew(path: Path) -> str | None:
@@ -100,7 +102,7 @@ def renew(path: Path) -> str | None:
     client = NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}})
     try:
         client.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, DeadKernelError, CellTimeoutError) as error:
         return str(error)
     if cells := undescribed(nb):
         return f"no text alternative (cell metadata mystnb: image: alt) for the image in cell {', '.join(cells)}"
